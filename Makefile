@@ -1,0 +1,31 @@
+# The two commands of a fresh machine: make quickstart, make test. Needs Python >= 3.11 and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: quickstart test check format clean
+
+$(BIN)/hfpretrain: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+quickstart: $(BIN)/hfpretrain
+	PATH="$(abspath $(BIN)):$$PATH" sh recipes/quickstart.sh
+
+test: $(BIN)/hfpretrain
+	$(BIN)/python -m pytest --numprocesses 2
+
+check: $(BIN)/hfpretrain
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_house.py
+
+format: $(BIN)/hfpretrain
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,200 @@
+"""Where a model, tokenizer or data set is: a folder here, or a repository on the Hugging Face Hub.
+
+The disk is looked at first, and the Hub is asked once, without the libraries' half minute of retries, so that a
+wrong name is a sentence at once. Without a connection what the cache holds is used.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from hfpretrain.errors import DataError, HFPretrainError, ModelError, UserError, nearest
+
+log = logging.getLogger(__name__)
+
+Kind = Literal["model", "tokenizer", "dataset"]
+
+_WORDS = {"model": "model", "tokenizer": "tokenizer", "dataset": "data set"}
+# A cached snapshot that holds one of these is worth loading from.
+_FIRST_FILES = {"model": ("config.json",), "tokenizer": ("tokenizer_config.json", "tokenizer.json", "config.json")}
+
+
+def locate(name: str, *, kind: Kind) -> str:
+    """Finds `name`: the absolute path of a local folder, or a Hub id (`org/name`) that the Hub has just confirmed.
+
+    A folder comes before a Hub id of the same name. Where the Hub cannot be reached (or HF_HUB_OFFLINE is set), a
+    cached model or tokenizer is returned as its folder in the cache, and a cached data set as its id. Raises
+    ModelError (DataError for a data set) in a sentence where there is neither.
+    """
+    error_class = DataError if kind == "dataset" else ModelError
+    if not name.strip():
+        raise error_class(f"the name of the {_WORDS[kind]} is empty", hint="give a folder, or org/name on the Hub")
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return str(path.absolute())
+    if path.is_file():
+        raise error_class(f"{name} is a file, not the folder of a {_WORDS[kind]}", hint=f"give {path.parent} instead")
+    if _looks_like_path(name):
+        raise error_class(f"{name}: there is no such folder", hint=_neighbours(path))
+    return _ask_hub(name, kind)
+
+
+def explain(error: Exception, name: str, *, kind: Kind) -> HFPretrainError:
+    """Says in a sentence what a failed download of `name` means; the caller raises the result.
+
+    A ModelError (DataError for a data set), or a plain HFPretrainError where the Hub itself failed.
+    """
+    from huggingface_hub import errors
+
+    if isinstance(error, HFPretrainError):
+        return error
+    user_error: type[UserError] = DataError if kind == "dataset" else ModelError
+    what = f"the {_WORDS[kind]} {name}"
+    for cause in _causes(error):
+        # GatedRepoError is a RepositoryNotFoundError, so it comes first.
+        if isinstance(cause, errors.GatedRepoError):
+            return user_error(
+                f"{what} is gated: this account has no access",
+                hint="ask for access on its page on the Hub, then log in with `hf auth login` or set HF_TOKEN",
+            )
+        if isinstance(cause, errors.RepositoryNotFoundError):
+            return user_error(
+                f"{what} is neither a folder here nor on the Hub",
+                hint="check the spelling; a private repository needs `hf auth login` or HF_TOKEN",
+            )
+        if isinstance(cause, errors.OfflineModeIsEnabled):
+            return user_error(
+                f"{what} is neither a folder here nor in the cache, and HF_HUB_OFFLINE forbids asking the Hub",
+                hint="give a folder that exists, or unset HF_HUB_OFFLINE",
+            )
+        if isinstance(cause, errors.HFValidationError):
+            return user_error(
+                f"{name!r} is neither a folder here nor a name that the Hub could have",
+                hint="give a folder that exists, or org/name",
+            )
+        status = _status(cause)
+        if status in (401, 403):
+            return user_error(
+                f"{what}: the Hub refused access (status {status})",
+                hint="log in with `hf auth login`, or set HF_TOKEN to a token that may read it",
+            )
+        if status is not None and (status == 429 or status >= 500):
+            return HFPretrainError(f"{what}: the Hub did not answer (status {status})", hint="try again later")
+        if _is_connection_failure(cause):
+            return user_error(
+                f"{what} is neither a folder here nor in the cache, and the Hub cannot be reached",
+                hint="give a folder that exists, or check the connection",
+            )
+        if isinstance(cause, errors.EntryNotFoundError):
+            return user_error(
+                f"{what} lacks a file that is needed: {_first_line(cause)}",
+                hint=f"check that it really is a {_WORDS[kind]}",
+            )
+    return user_error(f"{what} could not be loaded: {_first_line(error)}")
+
+
+def _looks_like_path(name: str) -> bool:
+    """Whether nobody can mean a Hub id by `name`: those are `name` or `org/name`."""
+    parts = name.split("/")
+    return (
+        name.startswith((".", "/", "~"))
+        or len(parts) > 2
+        or name.endswith("/")
+        or (os.sep != "/" and os.sep in name)
+        or (len(parts) == 2 and (parts[0] == "runs" or Path(parts[0]).is_dir()))
+    )
+
+
+def _neighbours(path: Path) -> str:
+    """A hint for a folder that is not there: the folders beside it, the nearest names first."""
+    parent = path.parent
+    if not parent.is_dir():
+        return f"there is no folder {parent} either"
+    try:
+        folders = sorted(entry.name for entry in parent.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    except OSError:
+        folders = []
+    if not folders:
+        return f"there are no folders in {parent}"
+    similar = nearest(path.name, folders, count=3)
+    if similar:
+        return f"in {parent} there is: {similar}"
+    more = f" and {len(folders) - 5} more" if len(folders) > 5 else ""
+    return f"in {parent} there is: {', '.join(folders[:5])}{more}"
+
+
+def _ask_hub(name: str, kind: Kind) -> str:
+    """The Hub id if the Hub has it, else what the cache holds of it, else an error that says why."""
+    from huggingface_hub import HfApi, constants
+
+    try:
+        api = HfApi()
+        # One request, tried once: what the libraries do later is retried for half a minute.
+        ask = api.dataset_info if kind == "dataset" else api.model_info
+        ask(name, timeout=float(constants.HF_HUB_ETAG_TIMEOUT))
+        return name
+    except Exception as error:
+        # A model that was deleted or a login that ran out is said; a Hub that is away need not stop anyone.
+        statuses = [status for cause in _causes(error) if (status := _status(cause)) is not None]
+        if all(status >= 500 for status in statuses):
+            cached = _cached(name, kind)
+            if cached is not None:
+                log.info("the Hub cannot be reached: the %s %s is taken from the cache", _WORDS[kind], name)
+                return cached
+        raise explain(error, name, kind=kind) from error
+
+
+def _cached(name: str, kind: Kind) -> str | None:
+    """The cached snapshot's folder; for a data set its id, since `datasets` has a cache of its own."""
+    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.file_download import repo_folder_name
+
+    if kind == "dataset":
+        from datasets import config
+
+        prepared = Path(config.HF_DATASETS_CACHE) / name.replace("/", "___")
+        downloaded = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="dataset")
+        return name if prepared.is_dir() or downloaded.is_dir() else None
+    for file_name in _FIRST_FILES[kind]:
+        try:
+            found = try_to_load_from_cache(name, file_name)
+        except HFValidationError:
+            return None
+        if isinstance(found, str):
+            return str(Path(found).parent)
+    return None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and what it was raised from or while handling, the outermost first."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__ or current.__context__
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status that the error carries, if any."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status if isinstance(status, int) else None
+
+
+def _is_connection_failure(error: BaseException) -> bool:
+    """Whether nothing answered. By class name for the HTTP library, which has changed under huggingface_hub."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    names = {cls.__name__ for cls in type(error).__mro__}
+    return isinstance(error, ConnectionError | TimeoutError | LocalEntryNotFoundError) or bool(
+        names & {"TransportError", "ConnectionError", "Timeout", "gaierror"}
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    """The first line of the library's message, without its full stop."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(". ") if lines else type(error).__name__

@@ -1,0 +1,51 @@
+"""What all tests share: no network, a token cache of their own, one thread, and the command line as users run it."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+NO_NETWORK = Path(__file__).parent / "no_network"
+
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["PYTHONPATH"] = os.pathsep.join([str(NO_NETWORK), str(ROOT), os.environ.get("PYTHONPATH", "")])
+for name in ("HF_TOKEN", "HFPRETRAIN_MODEL", "HF_HUB_OFFLINE"):
+    os.environ.pop(name, None)
+
+_spec = importlib.util.spec_from_file_location("no_network", NO_NETWORK / "sitecustomize.py")
+assert _spec and _spec.loader
+_spec.loader.exec_module(importlib.util.module_from_spec(_spec))
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["HFPRETRAIN_CACHE"] = str(folder / "hfpretrain")
+    os.environ["HF_HOME"] = str(folder / "huggingface")
+
+
+@pytest.fixture
+def hfpretrain(tmp_path: Path) -> Command:
+    """Runs the command line in `tmp_path`: hfpretrain("train", "recipe.yaml")."""
+
+    def run(*arguments: str | Path, **environment: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, "-m", "hfpretrain", *map(str, arguments)],
+            cwd=tmp_path,
+            env=os.environ | environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+
+    return run
