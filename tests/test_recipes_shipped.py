@@ -1,0 +1,67 @@
+"""The shipped recipes and the JSON Schema: all load, read back as written, and are what editors are told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import hfpretrain
+from hfpretrain import recipe as recipes
+from hfpretrain.recipe import Source
+
+ROOT = Path(__file__).parent.parent
+SHIPPED = sorted((ROOT / "recipes").glob("*.yaml"))
+SCHEMA = Path(hfpretrain.__file__).parent / "recipe.schema.json"
+
+
+def test_there_is_a_recipe_for_every_use() -> None:
+    assert {path.stem for path in SHIPPED} >= {
+        *("quickstart-mlm", "quickstart-clm", "shakespeare-char", "next-word-pairs"),
+        *("tinystories-15m", "wikitext-bert", "fineweb-gpt2-124m", "continue-modernbert"),
+    }
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_recipe_loads_and_reads_back_as_written(path: Path, tmp_path: Path) -> None:
+    recipe = recipes.load(path)
+    assert (recipe.name, recipe.output_dir) == (path.stem, f"runs/{path.stem}")
+    copy = tmp_path / "recipe.yaml"
+    copy.write_text(recipes.dump(recipe), encoding="utf-8")
+    assert recipes.load(copy) == recipe
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_recipe_says_what_it_is_and_where_its_schema_lies(path: Path) -> None:
+    schema, comment, *_ = path.read_text(encoding="utf-8").splitlines()
+    assert schema == "# yaml-language-server: $schema=../hfpretrain/recipe.schema.json"
+    assert comment.startswith("# ")
+
+
+def test_the_pairs_recipe_has_its_pairs() -> None:
+    (source,) = recipes.load(ROOT / "recipes/next-word-pairs.yaml").data.sources
+    assert source == Source(files="recipes/pairs.jsonl", prompt_column="input_texts", completion_column="output_texts")
+    rows = [json.loads(line) for line in (ROOT / "recipes/pairs.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert rows == [
+        {"input_texts": "The quick brown", "output_texts": "fox"},
+        {"input_texts": "The quick brown fox", "output_texts": "jumps"},
+    ]
+
+
+def test_the_schema_file_is_the_schema_of_the_code() -> None:
+    assert json.loads(SCHEMA.read_text(encoding="utf-8")) == recipes.json_schema(), (
+        "refresh it: hfpretrain schema > hfpretrain/recipe.schema.json"
+    )
+
+
+def test_the_schema_describes_and_closes_every_object() -> None:
+    schema = recipes.json_schema()
+    assert schema["required"] == ["objective", "data"]
+    assert schema["$defs"]["Model"]["properties"]["from"]["description"].startswith("Go on from these weights")
+    objects = [schema, *(entry for entry in schema["$defs"].values() if entry["type"] == "object")]
+    assert len(objects) == 12
+    for entry in objects:
+        assert entry["additionalProperties"] is False
+        for key, value in entry["properties"].items():
+            assert value.get("description") or value["$ref"], f"{key} has no docstring"
