@@ -1,0 +1,266 @@
+"""From a source of the recipe to documents: local files, the Hub, and the builtin corpus.
+
+Opening a source finds its files at once, so that a missing one is an error before anything is built. What is wrong
+with one row is an error or a counted skip (`on_bad_rows`).
+"""
+
+import contextlib
+import glob
+import hashlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+from hfpretrain.data.formats import (
+    ROW_HINT,
+    TABLES,
+    TEXT,
+    Report,
+    Row,
+    arrow_rows,
+    check_columns,
+    fail,
+    kind_of,
+    read_file,
+)
+from hfpretrain.errors import DataError, HFPretrainError, nearest
+from hfpretrain.recipe import Source, size_in_bytes
+
+log = logging.getLogger(__name__)
+
+BAD_ROWS_SHOWN = 5
+# With on_bad_rows: skip, more bad rows than this and more than this share of all rows mean a wrong column or format.
+BAD_ROWS_ALLOWED, BAD_SHARE_ALLOWED = 1000, 0.1
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text as the user has it; of a pair, prompt and completion with the space that joins them."""
+
+    text: str
+    prompt_characters: int = 0
+    """The first so many characters are not targets. A joining space is not among them: " fox" is one token."""
+
+
+@dataclass
+class OpenSource:
+    """A source whose files were found. `documents()` may be called again and gives the same documents."""
+
+    key: str
+    """Names the source in messages, e.g. data.sources.0."""
+    fingerprint: dict[str, Any]
+    """What identifies the content, as JSON: kind, columns, files with size and time, Hub fingerprint, ..."""
+    read: Callable[[Report], Iterator[Row]]
+    on_bad_rows: Literal["error", "skip"] = "error"
+    skipped: int = field(default=0, init=False)
+    """Rows of the last `documents()` that could not be read."""
+    blank: int = field(default=0, init=False)
+    """Rows of the last `documents()` without a visible character; they are no documents."""
+    _rows: int = field(default=0, init=False)
+
+    def documents(self) -> Iterator[Document]:
+        """Reads the source once. Raises DataError, naming file and line, for what cannot be read."""
+        self.skipped = self.blank = self._rows = 0
+        for row in self.read(self._bad_row):
+            self._rows += 1
+            if row[-1] and not row[-1].isspace():
+                yield _document(row)
+            else:
+                self.blank += 1
+        if self.skipped:
+            log.warning("%s: %d of %d rows could not be read and were skipped", self.key, self.skipped, self._rows)
+        if self.blank:
+            log.info("%s: %d texts are blank and were left out", self.key, self.blank)
+
+    def _bad_row(self, where: str, what: str, *, hint: str = ROW_HINT) -> None:
+        if self.on_bad_rows == "error":
+            raise DataError(f"{where}: {what}", hint=hint)
+        self._rows += 1
+        self.skipped += 1
+        if self.skipped <= BAD_ROWS_SHOWN:
+            log.warning("skipped %s: %s", where, what)
+        if self.skipped > BAD_ROWS_ALLOWED and self.skipped > BAD_SHARE_ALLOWED * self._rows:
+            raise DataError(
+                f"{self.key}: {self.skipped} of the first {self._rows} rows cannot be read, too many to skip; "
+                f"the last one is {where}: {what}",
+                hint="check the column names and the format",
+            )
+
+
+def open_source(
+    source: Source, *, on_bad_rows: Literal["error", "skip"] = "error", key: str = "data.sources.0"
+) -> OpenSource:
+    """Finds what `source` names; `key` is how messages call it. Raises DataError where there is nothing to read."""
+    if source.streaming:
+        raise DataError(f"{key}.streaming: streaming is not available yet", hint="remove it: the data set is cached")
+    if source.builtin:
+        return _open_builtin(source, key)
+    fingerprint: dict[str, Any] = {"columns": _columns(source), "on_bad_rows": on_bad_rows}
+    if source.hub:
+        return _open_hub(source, on_bad_rows, key, fingerprint)
+    return _open_files(source, on_bad_rows, key, fingerprint)
+
+
+def _columns(source: Source) -> tuple[str, ...]:
+    if source.prompt_column and source.completion_column:
+        return (source.prompt_column, source.completion_column)
+    return (source.text_column,)
+
+
+def _document(row: Row) -> Document:
+    if len(row) == 1:
+        return Document(row[0])
+    prompt, completion = row
+    joint = "" if not prompt or prompt[-1].isspace() or completion[0].isspace() else " "
+    return Document(prompt + joint + completion, prompt_characters=len(prompt))
+
+
+# ------------------------------------------------------------------------------------------------- builtin and Hub
+
+
+def _open_builtin(source: Source, key: str) -> OpenSource:
+    from hfpretrain.data import everyday
+
+    size = size_in_bytes(source.size) if source.size else everyday.DEFAULT_BYTES
+    # A sample stands for the grammar: tokens prepared with an older one must not be taken for this one's.
+    sample = hashlib.sha256("\n".join(everyday.documents(100_000, seed=0)).encode()).hexdigest()
+    fingerprint = {"kind": "builtin", "name": source.builtin, "size": size, "seed": 0, "sample": sample}
+    return OpenSource(key, fingerprint, lambda report: ((text,) for text in everyday.documents(size, seed=0)))
+
+
+def _open_hub(
+    source: Source, on_bad_rows: Literal["error", "skip"], key: str, fingerprint: dict[str, Any]
+) -> OpenSource:
+    import datasets  # takes most of a second, and only this kind of source needs it
+
+    from hfpretrain import hub
+
+    name = str(source.hub)
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    try:
+        location = hub.locate(name, kind="dataset")
+        dataset = datasets.load_dataset(location, source.subset, split=source.split)
+    except HFPretrainError:
+        raise
+    except ValueError as error:  # an unknown subset or split; the message lists those there are
+        sentence = " ".join(str(error).split()).rstrip(".")
+        raise DataError(f"{key}: {name}: {sentence}", hint=f"set {key}.subset or {key}.split") from error
+    except Exception as error:
+        cause = error.__cause__
+        if isinstance(cause, ValueError):  # what a reader says about a damaged file
+            sentence = " ".join(str(cause).split()).rstrip(".")
+            raise DataError(f"{key}: {name} cannot be read: {sentence}") from error
+        raise hub.explain(error, name, kind="dataset") from error
+    columns = fingerprint["columns"]
+    check_columns(columns, dataset.column_names, f"{key}: {name}", fail)
+    table = dataset.select_columns(list(columns)).with_format("arrow")
+    identity = {"kind": "hub", "hub": name, "subset": source.subset, "split": source.split}
+    return OpenSource(
+        key,
+        fingerprint | identity | {"revision": dataset._fingerprint},
+        lambda report: arrow_rows(table.iter(batch_size=1000), columns, name, report),
+        on_bad_rows,
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ files
+
+
+def _open_files(
+    source: Source, on_bad_rows: Literal["error", "skip"], key: str, fingerprint: dict[str, Any]
+) -> OpenSource:
+    names = (source.files,) if isinstance(source.files, str) else source.files or ()
+    if not names:
+        raise DataError(f"{key}: there is nothing to read", hint="give one of builtin, files and hub")
+    try:
+        found = sorted({path for name in names for path in _find(name, f"{key}.files")})
+    except OSError as error:
+        raise DataError(f"{key}.files: {error.filename} cannot be read: {error.strerror}") from error
+    kinds = {kind_of(path) for path in found}
+    if source.documents != "file" and not kinds & set(TEXT):
+        raise DataError(
+            f"{key}.documents: {source.documents} is for text files, and there are none", hint=f"remove {key}.documents"
+        )
+    if source.prompt_column and kinds & set(TEXT):
+        raise DataError(f"{key}.prompt_column: text files have no columns", hint=f"use {', '.join(TABLES)} files")
+    stats = {path: _size_and_time(path) for path in found}
+    columns = fingerprint["columns"]
+    fingerprint |= {"kind": "files", "documents": source.documents}
+    fingerprint["files"] = [[str(path.absolute()), *stats[path]] for path in found]
+
+    def read(report: Report) -> Iterator[Row]:
+        for path in found:
+            yield from read_file(path, columns, source.documents, report)
+            # Tokens are cached under the size and time that were seen at the start.
+            if _size_and_time(path) != stats[path]:
+                raise DataError(f"{path}: the file changed while it was read", hint="start again when it is complete")
+
+    return OpenSource(key, fingerprint, read, on_bad_rows)
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    if not os.access(path, os.R_OK):
+        raise DataError(f"{path}: no permission to read it", hint=f"try: chmod u+r '{path}'")
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _find(name: str, key: str) -> list[Path]:
+    """The files that a path, a folder or a glob means. Raises DataError if there are none that can be read."""
+    if not name.strip():
+        raise DataError(f"{key}: a name is empty", hint="give a path, a folder or a pattern")
+    path = Path(os.path.expanduser(name))  # noqa: PTH111 - leaves ~nobody as it is instead of failing
+    known = f"known are {', '.join((*TEXT, *TABLES))}, each also with .gz"
+    if path.is_file():
+        if kind_of(path) is None:
+            raise DataError(f"{key}: {name}: unknown file type {path.suffix or 'without extension'}", hint=known)
+        return [path]
+    if path.is_dir():
+        files = list(_walk(path))
+        what = f"the folder {name}"
+    elif glob.has_magic(name):
+        matches = (Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207 - takes absolute ones
+        files = [match for match in matches if match.is_file()]
+        what = f"the pattern {name}"
+    else:
+        siblings: list[str] = []
+        with contextlib.suppress(OSError):
+            siblings = [sibling.name for sibling in path.parent.iterdir()]
+        similar = nearest(path.name, siblings)
+        raise DataError(
+            f"{key}: there is no file or folder {name}",
+            hint=f"did you mean {path.parent / similar}?" if similar else f"relative paths start at {Path.cwd()}",
+        )
+    usable = [file for file in files if kind_of(file)]
+    if not usable:
+        others = sorted({file.suffix or file.name for file in files})[:5]
+        there_is = f"; there is: {', '.join(others)}" if others else ""
+        raise DataError(f"{key}: {what} has no files that can be read{there_is}", hint=known)
+    if len(usable) < len(files):
+        log.info("%s: %s: %d files of unknown types are left out", key, what, len(files) - len(usable))
+    return usable
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Every file below `folder` that is not hidden; linked folders too, each once."""
+
+    def give_up(error: OSError) -> NoReturn:
+        raise error
+
+    seen: set[str] = set()
+    for current, folders, files in os.walk(folder, onerror=give_up, followlinks=True):
+        seen.add(os.path.realpath(current))
+        folders[:] = [
+            name
+            for name in sorted(folders)
+            if name[0] != "." and os.path.realpath(os.path.join(current, name)) not in seen  # noqa: PTH118
+        ]
+        yield from (Path(current, name) for name in files if name[0] != ".")
