@@ -1,0 +1,355 @@
+"""The command line: parse, call, print. Results go to stdout, everything else to stderr."""
+
+import json
+import logging
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+
+import typer
+
+from hfpretrain.errors import HFPretrainError, RecipeError, UserError, nearest
+
+if TYPE_CHECKING:
+    from hfpretrain.inference import CausalLM, MaskedLM
+
+log = logging.getLogger(__name__)
+
+app = typer.Typer(
+    name="hfpretrain",
+    help="Pre-train a language model from one YAML recipe on the Hugging Face stack.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe: a YAML file.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Keys to set over the file, e.g. train.duration=50.", show_default=False
+    ),
+]
+ModelName = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="A run, checkpoint, model folder or Hub id. Default: $HFPRETRAIN_MODEL, else the newest finished run.",
+        show_default=False,
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+# Small, well-known models for when there is no run yet.
+FALLBACKS = {"mlm": "distilbert/distilroberta-base", "clm": "HuggingFaceTB/SmolLM2-135M"}
+
+
+@app.command()
+def train(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where the run stopped; start it if there is none.")
+    ] = False,
+) -> None:
+    """Train what the recipe says.
+
+    Example: hfpretrain train recipes/quickstart-mlm.yaml train.duration="100 steps"
+    """
+    from hfpretrain.recipe import load
+
+    loaded = load(recipe, overrides or [])
+    quiet_libraries()
+    from hfpretrain.training.loop import train
+
+    run = train(loaded, resume=resume)
+    if int(os.environ.get("RANK", "0")) == 0:
+        report = run.report()
+        typer.echo(f"run         {run.path}")
+        typer.echo(f"time        {report['seconds']:.0f} s for {report['steps']} steps, {report['tokens']} tokens")
+        if report.get("loss") is not None:
+            typer.echo(f"loss        {report['loss']:.4f} (training)")
+        if "validation_loss" in report:
+            typer.echo(
+                f"validation  loss {report['validation_loss']:.4f}, perplexity {report['validation_perplexity']:.2f}"
+            )
+        command = "fill" if loaded.objective == "mlm" else "generate"
+        typer.echo(f"next        hfpretrain {command} {shlex.quote(report['example'])} --model {run.path}")
+
+
+@app.command()
+def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Validate and plan without training: model, data, time, sample rows, start-up proofs.
+
+    Example: hfpretrain check recipes/quickstart-clm.yaml
+    """
+    from hfpretrain.recipe import load
+
+    loaded = load(recipe, overrides or [])
+    quiet_libraries()
+    from hfpretrain.check import check
+
+    typer.echo(check(loaded))
+
+
+@app.command()
+def fill(
+    text: Annotated[str, typer.Argument(help="A text with [MASK] or <mask> in it.", show_default=False)],
+    model: ModelName = None,
+    top_k: Annotated[int, typer.Option(help="Predictions per mask.", min=1)] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Fill the masks of a text: token, probability, sentence.
+
+    Example: hfpretrain fill "The quick [MASK] fox jumps over the lazy dog."
+    """
+    masked: MaskedLM = load_model(model, "mlm")
+    predictions = masked.fill(text, top_k=top_k)
+    if as_json:
+        typer.echo(json.dumps([[vars_of(each) for each in mask] for mask in predictions], ensure_ascii=False))
+        return
+    for number, mask in enumerate(predictions):
+        if len(predictions) > 1:
+            typer.echo(f"mask {number + 1}")
+        width = max(len(each.token) for each in mask)
+        for each in mask:
+            typer.echo(f"{each.token:<{width}}  {each.probability:6.1%}  {each.sentence}")
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="The text to go on from.", show_default=False)],
+    model: ModelName = None,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(help="Tokens to generate at most. Default: 64, or 16 a word.", min=1, show_default=False),
+    ] = None,
+    words: Annotated[
+        int | None, typer.Option(help="Generate exactly so many words.", min=1, show_default=False)
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token; higher samples.", min=0)] = 0.0,
+    top_k: Annotated[int | None, typer.Option(help="Sample among the k likeliest.", min=1, show_default=False)] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(help="Sample among the likeliest of this joint probability.", min=0, max=1, show_default=False),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.", show_default=False)] = None,
+    top_k_next: Annotated[
+        int | None,
+        typer.Option(help="Print the likeliest next words and their probabilities instead.", min=1, show_default=False),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Continue a prompt; the text is streamed as it comes.
+
+    Example: hfpretrain generate "I love to eat pizza with" --words 1
+    """
+    causal: CausalLM = load_model(model, "clm")
+    if top_k_next is not None:
+        print_next_words(causal, prompt, top_k_next, as_json)
+        return
+    settings: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "words": words,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "seed": seed,
+    }
+    if as_json:
+        text = causal.generate(prompt, **settings)
+        typer.echo(json.dumps({"prompt": prompt, "continuation": text}, ensure_ascii=False))
+        return
+    for piece in causal.stream(prompt, **settings):
+        typer.echo(piece, nl=False)
+        sys.stdout.flush()
+    typer.echo()
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A run, a model folder or a Hub id.", show_default=False)],
+    data: Annotated[
+        str | None, typer.Option(help="A local file or folder. Default: the run's held-out part.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate a model: loss, perplexity, accuracy, and bits per byte for next-word models.
+
+    Example: hfpretrain evaluate runs/quickstart-clm --data novel.txt
+    """
+    quiet_libraries()
+    from hfpretrain.evaluation import evaluate_model
+
+    result = evaluate_model(model, data)
+    if as_json:
+        typer.echo(json.dumps(result))
+        return
+    for name, value in result.items():
+        typer.echo(f"{name:<15} {value:.4f}" if isinstance(value, float) else f"{name:<15} {value}")
+
+
+@app.command("runs")
+def list_runs(
+    folder: Annotated[Path, typer.Argument(help="Where to look.")] = Path("runs"), as_json: AsJson = False
+) -> None:
+    """List the runs here, a line each, newest first."""
+    from hfpretrain.run import runs
+
+    lines = []
+    for run in runs(folder):
+        report = run.report() if run.state == "finished" else {}
+        loss = report.get("validation_loss", report.get("loss"))
+        facts = {"objective": report.get("objective"), "tokens": report.get("tokens"), "loss": loss}
+        lines.append({"run": str(run.path), "state": run.state, **facts})
+    if as_json:
+        typer.echo(json.dumps(lines))
+        return
+    if not lines:
+        log.info("no runs in %s", folder)
+    width = max((len(str(line["run"])) for line in lines), default=0)
+    for line in lines:
+        loss = f"loss {line['loss']:.4f}" if line["loss"] is not None else ""
+        tokens = f"{line['tokens']} tokens" if line["tokens"] is not None else ""
+        typer.echo(
+            f"{line['run']:<{width}}  {line['state']:<8}  {line['objective'] or '':<3}  {tokens}  {loss}".rstrip()
+        )
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Write a copy of this one to edit.", show_default=False)] = None,
+) -> None:
+    """List the shipped recipes; with a name, write a copy into this folder."""
+    here = Path(__file__).parent
+    folder = here / "recipes" if (here / "recipes").is_dir() else here.parent / "recipes"
+    shipped = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    if name is None:
+        width = max(map(len, shipped))
+        for stem, path in shipped.items():
+            comments = [
+                line[2:].strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# ")
+            ]
+            typer.echo(f"{stem:<{width}}  {next((line for line in comments if not line.startswith('yaml-')), '')}")
+        return
+    name = name.removesuffix(".yaml")
+    if name not in shipped:
+        close = nearest(name, shipped)
+        raise RecipeError(
+            f"no shipped recipe is called {name}",
+            hint=f"did you mean {close}?" if close else "hfpretrain recipes lists them",
+        )
+    target = Path(f"{name}.yaml")
+    if target.exists():
+        raise UserError(f"{target} is there already", hint="remove it or go to another folder")
+    shutil.copyfile(shipped[name], target)
+    typer.echo(str(target))
+
+
+@app.command()
+def schema() -> None:
+    """Print the recipe's JSON Schema."""
+    from hfpretrain.recipe import json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=2))
+
+
+@app.command()
+def env(as_json: AsJson = False) -> None:
+    """Print versions and hardware, for a bug report."""
+    import platform
+
+    import torch
+
+    from hfpretrain.hardware import choose_precision, device_name, versions
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    facts = {
+        **versions(),
+        "platform": platform.platform(),
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "precision": choose_precision("auto", device),
+    }
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    for name, value in facts.items():
+        typer.echo(f"{name:<13} {value}")
+
+
+def load_model(name: str | None, objective: Literal["clm", "mlm"]) -> Any:
+    """The model to use: the one named, or the default, which one line on stderr says."""
+    from hfpretrain.run import newest_finished
+
+    quiet_libraries()
+    if name is None:
+        name = os.environ.get("HFPRETRAIN_MODEL")
+        if name is None:
+            newest = newest_finished(Path("runs"), objective)
+            name = str(newest.path) if newest else FALLBACKS[objective]
+        log.info("model: %s", name)
+    from hfpretrain.inference import load
+
+    return load(name, objective=objective)
+
+
+def print_next_words(causal: "CausalLM", prompt: str, top_k: int, as_json: bool) -> None:
+    """The next words' probabilities; beside those of the everyday grammar where it knows the context."""
+    from hfpretrain.data.everyday import CONTEXTS, next_words
+
+    truth = next_words(prompt) if prompt in CONTEXTS and learnt_everyday(causal.name) else {}
+    predictions = causal.next_words(prompt, top_k=top_k)
+    if as_json:
+        lines = [{"word": each.token, "probability": each.probability} for each in predictions]
+        typer.echo(
+            json.dumps([line | ({"grammar": truth.get(str(line["word"]), 0.0)} if truth else {}) for line in lines])
+        )
+        return
+    width = max([len(each.token) for each in predictions] + [4])
+    if truth:
+        typer.echo(f"{'word':<{width}}   model  grammar")
+    for each in predictions:
+        beside = f"   {truth.get(each.token, 0.0):6.1%}" if truth else ""
+        typer.echo(f"{each.token:<{width}}  {each.probability:6.1%}{beside}")
+
+
+def learnt_everyday(name: str) -> bool:
+    """Whether `name` is a run that was trained on the builtin corpus."""
+    from hfpretrain.recipe import load
+
+    file = Path(name) / "recipe.yaml"
+    return file.is_file() and any(source.builtin == "everyday" for source in load(file).data.sources)
+
+
+def vars_of(prediction: Any) -> dict[str, Any]:
+    import dataclasses
+
+    return dataclasses.asdict(prediction)
+
+
+def quiet_libraries() -> None:
+    """Keeps the libraries' own bars and notices out of our output. Their errors still show."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+
+
+def main() -> NoReturn:
+    """The entry point: our errors as a sentence and their exit status, nothing else."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("hfpretrain").setLevel(logging.INFO)
+    try:
+        app()
+    except HFPretrainError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        typer.echo("stopped", err=True)
+        sys.exit(130)
+    sys.exit(0)

@@ -1,0 +1,180 @@
+"""Checkpoints: a folder that appears whole or not at all, and is read back only if it is whole.
+
+Written beside its place, described by a manifest (size and SHA-256 of every file), flushed to the disk, renamed,
+and only then are older ones removed. Randomness is derived from the seed, so it is not part of a checkpoint.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hfpretrain.errors import CheckpointError
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+PROGRESS = "progress.json"
+
+
+def save_checkpoint(
+    folder: Path,
+    accelerator: Accelerator,
+    tokenizer: PreTrainedTokenizerBase,
+    progress: dict[str, Any],
+    *,
+    keep: int,
+) -> Path:
+    """Saves model, tokenizer, optimizer and `progress` as `folder`/step-<progress["step"]>; returns its path.
+
+    Every process calls it. The folder is also a model that from_pretrained loads.
+    """
+    place = folder / f"step-{progress['step']:08d}"
+    beside = place.with_name(f".{place.name}.partial")
+    if accelerator.is_main_process:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    try:
+        accelerator.save_state(str(beside))
+        if accelerator.is_main_process:
+            tokenizer.save_pretrained(beside)
+            (beside / PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(
+            f"{place} could not be written: {error}", hint="free some space, then --resume"
+        ) from error
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        _commit(beside, place)
+        for old in list_checkpoints(folder)[keep:]:
+            shutil.rmtree(old)
+    accelerator.wait_for_everyone()
+    return place
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in `folder`, newest first."""
+    return sorted((path for path in folder.glob("step-*") if path.is_dir()), reverse=True)
+
+
+def newest_whole(folder: Path) -> Path | None:
+    """The newest checkpoint whose files are all as its manifest says; None if there are no checkpoints.
+
+    Damaged ones are passed over with a warning. Raises CheckpointError if there are some and none is whole.
+    """
+    found = list_checkpoints(folder)
+    for path in found:
+        damage = _damage(path)
+        if damage is None:
+            return path
+        log.warning("checkpoint %s is damaged (%s); trying the one before it", path, damage)
+    if found:
+        raise CheckpointError(
+            f"none of the {len(found)} checkpoints in {folder} is whole",
+            hint="start over in another output_dir, or remove this one",
+        )
+    return None
+
+
+def restore_checkpoint(path: Path, accelerator: Accelerator, model: torch.nn.Module) -> dict[str, Any]:
+    """Loads weights, optimizer and gradient scaler in place; returns the progress that was saved."""
+    plain: PreTrainedModel = accelerator.unwrap_model(model, keep_torch_compile=False)
+    # transformers may keep weights in another layout on disk than in memory; its loader knows how to go back.
+    saved = type(plain).from_pretrained(path, dtype=torch.float32, use_safetensors=True, local_files_only=True)
+    plain.load_state_dict(saved.state_dict())
+    accelerator.load_state(str(path))
+    progress: dict[str, Any] = json.loads((path / PROGRESS).read_text(encoding="utf-8"))
+    return progress
+
+
+def save_with_transformers(accelerator: Accelerator) -> None:
+    """Has Accelerate's state hold the model as save_pretrained writes it, so that any process count can read it."""
+
+    def save(models: list[torch.nn.Module], weights: list[dict[str, torch.Tensor]], folder: str) -> None:
+        weights.clear()
+        if accelerator.is_main_process:
+            for model in models:
+                accelerator.unwrap_model(model, keep_torch_compile=False).save_pretrained(folder)
+
+    def load(models: list[torch.nn.Module], folder: str) -> None:
+        models.clear()  # restore_checkpoint has loaded it
+
+    accelerator.register_save_state_pre_hook(save)
+    accelerator.register_load_state_pre_hook(load)
+
+
+def save_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Puts model and tokenizer into the run's root, each file whole or not at all, the weights last."""
+    beside = folder / ".model.partial"
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        tokenizer.save_pretrained(beside)
+        model.save_pretrained(beside)
+        files = sorted(beside.iterdir(), key=lambda path: path.suffix == ".safetensors")
+        for path in files:
+            _flush(path)
+            path.rename(folder / path.name)
+        _flush(folder)
+    except OSError as error:
+        raise CheckpointError(
+            f"the model could not be written to {folder}: {error}", hint="free some space, then --resume"
+        ) from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a small file so that it is there whole or not at all."""
+    beside = path.with_name(f".{path.name}.partial")
+    beside.write_text(text, encoding="utf-8")
+    _flush(beside)
+    beside.rename(path)
+    _flush(path.parent)
+
+
+def _commit(beside: Path, place: Path) -> None:
+    files = sorted(path for path in beside.rglob("*") if path.is_file())
+    manifest = {
+        str(path.relative_to(beside)): {"bytes": path.stat().st_size, "sha256": _digest(path)} for path in files
+    }
+    (beside / MANIFEST).write_text(json.dumps({"files": manifest}, indent=1), encoding="utf-8")
+    for path in [*files, beside / MANIFEST, beside]:
+        _flush(path)
+    shutil.rmtree(place, ignore_errors=True)
+    beside.rename(place)
+    _flush(place.parent)
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint, or None if it is whole."""
+    try:
+        files = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
+        for name, expected in files.items():
+            if (path / name).stat().st_size != expected["bytes"] or _digest(path / name) != expected["sha256"]:
+                return f"{name} is not what was saved"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} cannot be read"
+    return None
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,287 @@
+"""The training loop: from a recipe to a finished run."""
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from hfpretrain import hardware
+from hfpretrain.data.order import derived
+from hfpretrain.errors import RunError, Stopped, TrainingError
+from hfpretrain.evaluation import Evaluated, evaluate
+from hfpretrain.modeling.objective import IGNORED, MicroBatch
+from hfpretrain.recipe import Recipe, dump
+from hfpretrain.run import Run
+from hfpretrain.training.checkpoint import newest_whole, restore_checkpoint, save_checkpoint, save_model, write_whole
+from hfpretrain.training.console import Display, count, span
+from hfpretrain.training.metrics import Metrics, Window, read_metrics
+from hfpretrain.training.schedule import learning_rate_factor
+from hfpretrain.training.session import Session, prepare_session
+from hfpretrain.training.signals import StopRequest, stop_on_signals
+
+log = logging.getLogger(__name__)
+
+
+def train(recipe: Recipe, *, resume: bool = False) -> Run:
+    """Trains what the recipe says and returns the finished run.
+
+    With `resume` a run that was stopped goes on where it was, and a finished one is returned as it is. Raises
+    RunError where the run directory is not empty and `resume` is false, Stopped after a signal.
+    """
+    run = Run(Path(recipe.output_dir))
+    if run.state == "finished" and resume:
+        log.info("%s is finished; nothing to do", run.path)
+        return run
+    if run.state != "empty" and not resume:
+        raise RunError(
+            f"{run.path} is not empty: a run is there already",
+            hint="go on with it by --resume, or choose another output_dir",
+        )
+    with stop_on_signals() as request:
+        run_loop(prepare_session(recipe, run), request)
+    return run
+
+
+def run_loop(session: Session, request: StopRequest) -> None:
+    """Trains from the newest checkpoint, or from the start, to the end of the plan, and saves the model."""
+    recipe, run, plan, accelerator = session.recipe, session.run, session.plan, session.accelerator
+    progress: dict[str, Any] = {"step": 0, "seconds": 0.0, "window": {}, "evaluated": None}
+    checkpoint = newest_whole(run.checkpoints)
+    if checkpoint is not None:
+        progress = restore_checkpoint(checkpoint, accelerator, session.model)
+        log.info("going on from %s", checkpoint)
+    step, seconds = int(progress["step"]), float(progress["seconds"])
+    done = plan.done(step, seconds)
+    evaluated = Evaluated(**progress["evaluated"]) if progress["evaluated"] else None
+    if accelerator.is_main_process:
+        write_whole(run.recipe_file, dump(recipe))
+    announce(session, step)
+    metrics = Metrics(run.metrics_file, accelerator, window=Window(**progress["window"]), upto_step=step)
+    origin = time.monotonic() - seconds
+    with Display(enabled=accelerator.is_main_process, done=done, steps=plan.steps) as display:
+        for micro_batches, targets in upcoming(session, step):
+            if done >= 1:
+                break
+            rate = recipe.optimizer.lr * learning_rate_factor(recipe.schedule, plan, step, seconds)
+            loss, norm = train_step(session, step, micro_batches, targets, rate)
+            metrics.add(loss, targets, norm)
+            step, before, seconds = step + 1, seconds, agreed(accelerator, time.monotonic() - origin)
+            done = plan.done(step, seconds)
+            if step % recipe.train.log_every == 0 or done >= 1:
+                log_window(session, metrics, display, step=step, done=done, rate=rate)
+            if session.batches.validation and (done >= 1 or plan.due(recipe.evaluation.every, step, seconds, before)):
+                evaluated = evaluate_now(session, metrics, display, step=step, everything=done >= 1)
+            stopped_by = int(agreed(accelerator, request.signal or 0))
+            if stopped_by or done >= 1 or plan.due(recipe.checkpoints.every, step, seconds, before):
+                progress = {
+                    "step": step,
+                    "seconds": seconds,
+                    "window": asdict(metrics.gather()),
+                    "evaluated": asdict(evaluated) if evaluated else None,
+                }
+                save_checkpoint(run.checkpoints, accelerator, session.tokenizer, progress, keep=recipe.checkpoints.keep)
+                metrics.restart_clock()
+            if stopped_by:
+                raise Stopped(
+                    f"stopped by signal {stopped_by} after step {step}; the run is saved",
+                    signal=stopped_by,
+                    hint="the same command with --resume goes on",
+                )
+    finish(session, metrics, step, seconds, evaluated)
+
+
+def train_step(
+    session: Session, step: int, micro_batches: list[MicroBatch], targets: int, rate: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One optimizer step. Returns this process's summed loss and the gradient's norm, both [] on the device.
+
+    The gradient is that of the summed loss divided by the targets of the whole step, over all micro-batches and
+    processes; the processes' gradients are averaged, hence their number as a factor.
+    """
+    accelerator, model, optimizer = session.accelerator, session.model, session.optimizer
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    total = torch.zeros((), device=accelerator.device)
+    for number, batch in enumerate(micro_batches):
+        # Dropout follows from the place in the run, so there is no generator to save.
+        torch.manual_seed(derived(session.recipe.seed, "dropout", step, number, accelerator.process_index))
+        batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+        last = number == len(micro_batches) - 1
+        with nullcontext() if last else accelerator.no_sync(model):
+            with accelerator.autocast():
+                loss, _ = session.loss(model, batch)
+            accelerator.backward(loss * (accelerator.num_processes / max(targets, 1)))
+        total += loss.detach()
+    clip = session.recipe.train.gradient_clip or float("inf")
+    norm = accelerator.clip_grad_norm_(model.parameters(), clip)
+    optimizer.step()
+    optimizer.zero_grad()
+    return total, torch.as_tensor(norm).detach()
+
+
+def upcoming(session: Session, step: int) -> Iterator[tuple[list[MicroBatch], int]]:
+    """From `step` on: this process's micro-batches of each step, and the targets of all processes.
+
+    A thread prepares the next step while the current one trains.
+    """
+    accelerator = session.accelerator
+    own = session.batches.batch_size // accelerator.num_processes
+    first = own * accelerator.process_index
+
+    def load(step: int) -> tuple[list[MicroBatch], int]:
+        rows = session.batches.rows(step, range(first, first + own))
+        size = session.micro_batch_size
+        micro_batches = [session.collator(rows[start : start + size]) for start in range(0, own, size)]
+        return micro_batches, sum(int((batch["labels"] != IGNORED).sum()) for batch in micro_batches)
+
+    with ThreadPoolExecutor(max_workers=1) as worker:
+        following = worker.submit(load, step)
+        while True:
+            micro_batches, targets = following.result()
+            step += 1
+            following = worker.submit(load, step)
+            if accelerator.num_processes > 1:
+                total = torch.tensor(targets, device=accelerator.device)
+                targets = int(accelerator.reduce(total, reduction="sum"))
+            yield micro_batches, targets
+
+
+def agreed(accelerator: Accelerator, value: float) -> float:
+    """The largest value of all processes, so that they decide alike."""
+    if accelerator.num_processes == 1:
+        return value
+    return float(accelerator.gather(torch.tensor([value], device=accelerator.device)).max())
+
+
+def log_window(session: Session, metrics: Metrics, display: Display, *, step: int, done: float, rate: float) -> None:
+    """Writes and shows what the steps since the last time came to."""
+    window = metrics.gather()
+    loss = window.loss / max(window.targets, 1)
+    if not (abs(loss) < float("inf") and abs(window.gradient_norm) < float("inf")):
+        raise TrainingError(
+            f"the loss or its gradient became infinite or not a number between steps {step - window.steps} and {step}",
+            hint="lower optimizer.lr, or lengthen schedule.warmup; the last checkpoint is intact",
+        )
+    tokens_per_second = window.steps * session.plan.tokens_per_step / max(window.seconds, 1e-9)
+    metrics.write(
+        {
+            "step": step,
+            "tokens": step * session.plan.tokens_per_step,
+            "loss": loss,
+            "lr": rate,
+            "gradient_norm": window.gradient_norm / window.steps,
+            "tokens_per_second": round(tokens_per_second, 1),
+        }
+    )
+    metrics.start_window()
+    display.update(step, done, loss, tokens_per_second)
+
+
+def evaluate_now(session: Session, metrics: Metrics, display: Display, *, step: int, everything: bool) -> Evaluated:
+    """Evaluates on the held-out blocks, writes and shows the result."""
+    metrics.gather()
+    evaluated = evaluate(
+        session.model,
+        session.loss,
+        session.batches,
+        session.collator,
+        session.accelerator,
+        micro_batch_size=session.micro_batch_size,
+        max_tokens=None if everything else session.recipe.evaluation.max_tokens,
+    )
+    metrics.write({"step": step, **evaluated.as_dict()})
+    metrics.restart_clock()
+    display.say(
+        f"step {step}: validation loss {evaluated.loss:.4f}, perplexity {evaluated.perplexity:.2f}, "
+        f"accuracy {evaluated.accuracy:.1%}"
+    )
+    return evaluated
+
+
+def announce(session: Session, step: int) -> None:
+    """A short summary before training: the model, the data, the plan and about how long it will take."""
+    facts, plan, recipe = session.facts, session.plan, session.recipe
+    log.info(
+        "%s: %s with %s parameters on %s, %s",
+        recipe.name,
+        facts["architecture"],
+        count(facts["parameters"]),
+        facts["device"],
+        facts["precision"],
+    )
+    log.info(
+        "data: %s training tokens, %s held out; blocks of %d, packing %s",
+        count(facts["training_tokens"]),
+        count(facts["validation_tokens"]),
+        recipe.data.block_size,
+        facts["packing"],
+    )
+    if plan.steps is None:
+        assert plan.seconds is not None
+        log.info("plan: %s of steps of %s tokens", span(plan.seconds), count(plan.tokens_per_step))
+        return
+    left = (plan.steps - step) * seconds_per_step(session) if step < plan.steps else 0.0
+    log.info(
+        "plan: %d steps of %s tokens (%.2f epochs), about %s without evaluations",
+        plan.steps,
+        count(plan.tokens_per_step),
+        plan.steps / plan.steps_per_epoch,
+        span(left),
+    )
+
+
+def seconds_per_step(session: Session) -> float:
+    """About how long a step takes: forward and backward of one micro-batch, the second time it is run."""
+    rows = session.batches.rows(0, range(session.micro_batch_size))
+    batch = {name: tensor.to(session.accelerator.device) for name, tensor in session.collator(rows).items()}
+    seconds = 0.0
+    for _ in range(2):
+        began = time.monotonic()
+        with session.accelerator.autocast():
+            loss, _ = session.loss(session.model, batch)
+        session.accelerator.backward(loss)
+        loss.item()
+        seconds = time.monotonic() - began
+    session.optimizer.zero_grad()
+    own = session.batches.batch_size // int(session.accelerator.num_processes)
+    return seconds * -(-own // session.micro_batch_size)
+
+
+def example_text(session: Session) -> str:
+    """A text to try the model with: the beginning of the data, for mlm with a word masked."""
+    block = session.batches.parts[0][0]
+    first = block.token_ids[block.documents == 0][:40].tolist()
+    words = session.tokenizer.decode(first, skip_special_tokens=True).split()[:5]
+    if session.recipe.objective == "mlm" and words:
+        words[len(words) // 2] = "[MASK]"
+    return " ".join(words)
+
+
+def finish(session: Session, metrics: Metrics, step: int, seconds: float, evaluated: Evaluated | None) -> None:
+    """Saves the model into the run's root, then report.json, which says that the run is finished."""
+    accelerator, run = session.accelerator, session.run
+    if accelerator.is_main_process:
+        losses = [line["loss"] for line in read_metrics(run.metrics_file) if "loss" in line]
+        report = {
+            "state": "finished",
+            **session.facts,
+            "steps": step,
+            "tokens": step * session.plan.tokens_per_step,
+            "seconds": round(seconds, 1),
+            "loss": losses[-1] if losses else None,
+            **(evaluated.as_dict() if evaluated else {}),
+            "peak_memory_bytes": hardware.peak_memory(accelerator.device),
+            "example": example_text(session),
+        }
+        save_model(run.path, accelerator.unwrap_model(session.model, keep_torch_compile=False), session.tokenizer)
+        write_whole(run.report_file, json.dumps(report, indent=1) + "\n")
+        log.info("finished %d steps in %s; the run is in %s", step, span(seconds), run.path)
+    accelerator.wait_for_everyone()

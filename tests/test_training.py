@@ -1,0 +1,258 @@
+"""A run learns, resumes bit for bit, does not depend on how a batch is cut, and saves what others can load."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Command
+from safetensors.torch import save_file
+from tiny import LLAMA, metrics, same_weights, tiny_recipe, tiny_run, weights
+
+from hfpretrain.errors import RecipeError, RunError, TrainingError
+from hfpretrain.recipe import dump
+from hfpretrain.run import Run
+from hfpretrain.training.loop import train
+
+
+def cut_back(run: Run, folder: Path, step: int) -> Run:
+    """A copy of a finished run as it was when it was killed some time after the checkpoint at `step`."""
+    copy = Run(folder)
+    shutil.copytree(run.path, copy.path)
+    copy.report_file.unlink()
+    (copy.path / "model.safetensors").unlink()
+    for path in copy.checkpoints.iterdir():
+        if path.name > f"step-{step:08d}":
+            shutil.rmtree(path)
+    return copy
+
+
+@pytest.mark.parametrize("objective", ["clm", "mlm"])
+def test_resuming_gives_the_same_weights_bit_for_bit(tmp_path: Path, objective: str) -> None:
+    """Dropout, two micro-batches a step, over an epoch's end, in the middle of a logged window."""
+    settings = ["train.micro_batch_size=2", "train.duration=40", "train.log_every=3", "checkpoints.keep=20"]
+    whole = tiny_run(tmp_path, objective, *settings, name="whole")
+    recipe = tiny_recipe(tmp_path, objective, *settings, name="resumed")
+    blocks = json.loads(whole.report_file.read_text())["training_tokens"] / 16
+    for step in (5, 25):
+        resumed = cut_back(whole, Path(recipe.output_dir), step)
+        assert step * 4 < blocks or step == 25
+        assert blocks < 40 * 4, "the run has to go over an epoch's end"
+        train(recipe, resume=True)
+        assert same_weights(weights(whole), weights(resumed))
+        assert metrics(whole) == metrics(resumed)
+        shutil.rmtree(resumed.path)
+
+
+def test_another_order_of_dropout_would_be_seen(tmp_path: Path) -> None:
+    """The test above compares weights that do depend on the seed of the dropout."""
+    assert not same_weights(
+        weights(tiny_run(tmp_path, "clm", "seed=0", name="a")), weights(tiny_run(tmp_path, "clm", "seed=1", name="b"))
+    )
+
+
+def test_two_runs_of_a_recipe_are_equal(tmp_path: Path) -> None:
+    one, other = tiny_run(tmp_path, "mlm", name="one"), tiny_run(tmp_path, "mlm", name="other")
+    assert same_weights(weights(one), weights(other))
+    assert metrics(one) == metrics(other)
+
+
+@pytest.mark.parametrize("objective", ["clm", "mlm"])
+def test_micro_batches_change_nothing_that_is_learnt(tmp_path: Path, objective: str) -> None:
+    """8 x 1 equals 2 x 4: rows with few and many targets weigh by their targets, not by their micro-batch."""
+    quiet = (
+        ["model.config={hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2, intermediate_size: 64, "
+         "hidden_dropout_prob: 0, attention_probs_dropout_prob: 0}"]
+        if objective == "mlm"
+        else ["model.config={n_embd: 32, n_layer: 2, n_head: 2, resid_pdrop: 0, embd_pdrop: 0, attn_pdrop: 0}"]
+    )  # fmt: skip
+    common = [*quiet, "train.batch_size=8", "train.duration=30"]
+    runs = [
+        tiny_run(tmp_path, objective, *common, f"train.micro_batch_size={size}", name=f"micro-{size}")
+        for size in (8, 2)
+    ]
+    losses = [[line["loss"] for line in metrics(run) if "loss" in line] for run in runs]
+    assert len(losses[0]) == 30
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert losses[0][-1] < losses[0][0] - 0.1
+
+
+def test_the_loss_is_that_of_the_plain_model(tmp_path: Path) -> None:
+    """Validation loss of a saved run, computed again by transformers alone over the held-out text."""
+    run = tiny_run(
+        tmp_path,
+        "clm",
+        f"model={{architecture: llama, config: {LLAMA}}}",
+        f"data.sources.0.files={write_long(tmp_path)}",
+        "data.packing=concat",
+        "data.block_size=1024",
+        "train.duration=2",
+        "train.batch_size=1",
+    )
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(run.path), AutoTokenizer.from_pretrained(run.path)
+    ids = tokenizer((tmp_path / "long.txt").read_text())["input_ids"] + [tokenizer.eos_token_id]
+    held_out = ids[-round(0.1 * len(ids)) :]
+    assert len(held_out) < 1024
+    with torch.no_grad():
+        expected = model(torch.tensor([held_out]), labels=torch.tensor([held_out])).loss.item()
+    report = run.report()
+    assert report["validation_loss"] == pytest.approx(expected, abs=1e-5)
+    assert report["validation_targets"] == len(held_out) - 1
+
+
+def write_long(folder: Path) -> Path:
+    path = folder / "long.txt"
+    path.write_text("the quick brown fox jumps over the lazy dog and the cat sleeps near the river. " * 200)
+    return path
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path, "clm", "train.duration=2")
+    before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
+    assert tiny_run(tmp_path, "clm", "train.duration=2", resume=True).path == run.path
+    assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*")} == before
+    with pytest.raises(RunError, match="not empty"):
+        tiny_run(tmp_path, "clm", "train.duration=2")
+
+
+def test_resume_without_a_run_starts_one(tmp_path: Path) -> None:
+    assert tiny_run(tmp_path, "clm", "train.duration=2", resume=True).state == "finished"
+
+
+def test_only_the_newest_checkpoints_stay(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path, "clm", "train.duration=9", "checkpoints.every=2", "checkpoints.keep=3")
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == [f"step-{step:08d}" for step in (6, 8, 9)]
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "flipped"])
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+    whole = tiny_run(tmp_path, "clm", name="whole")
+    recipe = tiny_recipe(tmp_path, "clm", name="resumed")
+    resumed = cut_back(whole, Path(recipe.output_dir), 10)
+    shutil.copytree(resumed.checkpoints / "step-00000010", resumed.checkpoints / "step-00000011")
+    file = resumed.checkpoints / "step-00000011" / "optimizer.bin"
+    content = file.read_bytes()
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(content[:100] if damage == "cut" else content[:99] + bytes([content[99] ^ 1]) + content[100:])
+    train(recipe, resume=True)
+    assert same_weights(weights(whole), weights(resumed))
+    assert "step-00000011 is damaged" in caplog.text
+
+
+def test_tokens_epochs_and_minutes(tmp_path: Path) -> None:
+    assert tiny_run(tmp_path, "clm", "train.duration=640 tokens", name="tokens").report()["steps"] == 10
+    epochs = tiny_run(tmp_path, "clm", "train.duration=1 epochs", name="epochs").report()
+    blocks = math.ceil(epochs["training_tokens"] / 16)
+    assert epochs["steps"] == math.ceil(blocks / 4)
+    timed = tiny_run(tmp_path, "mlm", "train.duration=0.02 minutes", "train.log_every=1", name="minutes")
+    assert timed.report()["steps"] >= 1
+    assert timed.report()["seconds"] >= 1.2
+
+
+def test_mixed_units_that_cannot_be_compared(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"schedule\.warmup: 10 steps"):
+        tiny_run(tmp_path, "clm", "train.duration=1 minutes", "schedule.warmup=10 steps")
+
+
+def test_a_loss_that_explodes_stops_the_run(tmp_path: Path) -> None:
+    """Here because of a broken weight that only later positions meet."""
+    run = tiny_run(tmp_path, "clm", name="first")
+    broken = weights(run)
+    broken["transformer.wpe.weight"][12] = float("nan")
+    save_file(broken, run.path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(TrainingError, match="not a number between steps 0 and 1"):
+        tiny_run(tmp_path, "clm", f"model={{from: {run.path}}}", "tokenizer=null", name="second")
+
+
+def test_prompt_and_completion_pairs(tmp_path: Path) -> None:
+    """The example of the recipe next-word-pairs: after it, each prompt is continued by its completion."""
+    import hfpretrain
+
+    pairs = tmp_path / "pairs.json"
+    pairs.write_text(
+        json.dumps({"input_texts": ["The quick brown", "The quick brown fox"], "output_texts": ["fox", "jumps"]})
+    )
+    run = tiny_run(
+        tmp_path,
+        "clm",
+        f"data={{sources: [{{files: {pairs}, prompt_column: input_texts, completion_column: output_texts}}], "
+        "validation: 0%}",
+        "tokenizer={algorithm: byte}",
+        "model.architecture=llama",
+        f"model.config={json.dumps(LLAMA)}",
+        "train.duration=120",
+        "optimizer.lr=1e-2",
+    )
+    llm = hfpretrain.load(run.path, objective="clm")
+    assert llm.generate("The quick brown", words=1) == "fox"
+    assert llm.generate("The quick brown fox", words=1) == "jumps"
+
+
+def test_weights_share_the_tokens(tmp_path: Path) -> None:
+    from tiny import write_corpus
+
+    write_corpus(tmp_path / "other.jsonl", seed=9)
+    corpus, other = tmp_path / "corpus.jsonl", tmp_path / "other.jsonl"
+    sources = f"data.sources=[{{files: {corpus}, weight: 3}}, {{files: {other}, weight: 1}}]"
+    run = tiny_run(tmp_path, "clm", sources, "train.duration=4")
+    assert run.state == "finished"
+
+
+def test_going_on_from_a_run(tmp_path: Path) -> None:
+    first = tiny_run(tmp_path, "mlm", name="first")
+    more = tiny_run(tmp_path, "mlm", f"model={{from: {first.path}}}", "tokenizer={}", "optimizer.lr=1e-9", name="more")
+    assert more.report()["validation_loss"] == pytest.approx(first.report()["validation_loss"], abs=1e-3)
+
+
+def test_a_signal_stops_and_resume_goes_on(tmp_path: Path, hfpretrain: Command) -> None:
+    """A real process, a real SIGTERM in the middle, exit status 143, and the weights of an undisturbed run."""
+    settings = ["train.duration=300", "checkpoints.every=1000", "evaluation.every=1000"]
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(dump(tiny_recipe(tmp_path, "mlm", *settings, name="stopped")))
+    command = [sys.executable, "-m", "hfpretrain", "train", str(recipe)]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        for line in process.stderr:
+            if line.startswith("step "):
+                break
+        process.send_signal(signal.SIGTERM)
+        rest = process.stderr.read()
+    assert process.returncode == 128 + signal.SIGTERM, rest
+    assert "stopped by signal 15" in rest
+    assert "Traceback" not in rest
+    resumed = hfpretrain("train", recipe, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    whole = tiny_run(tmp_path, "mlm", *settings, name="whole")
+    assert same_weights(weights(whole), weights(tmp_path / "runs" / "stopped"))
+
+
+def test_others_can_load_what_was_trained(tmp_path: Path) -> None:
+    """In a process that cannot import hfpretrain: a pipeline, the Auto classes, and the checkpoints too."""
+    masked, causal = tiny_run(tmp_path, "mlm", name="masked"), tiny_run(tmp_path, "clm", name="causal")
+    code = f"""
+import sys
+sys.modules["hfpretrain"] = None
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+fill = pipeline("fill-mask", model={str(masked.path)!r})
+assert len(fill("the quick [MASK] fox")) == 5
+for place in {[str(causal.path), str(causal.checkpoints / "step-00000012")]!r}:
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(place), AutoTokenizer.from_pretrained(place)
+    inputs = tokenizer("the quick", return_tensors="pt")
+    assert model.generate(**inputs, max_new_tokens=3).shape[1] > inputs["input_ids"].shape[1]
+print("loaded")
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent / "no_network")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == "loaded", done.stderr
