@@ -342,8 +342,9 @@ def quiet_libraries() -> None:
 
 def main() -> NoReturn:
     """The entry point: our errors as a sentence and their exit status, nothing else."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("hfpretrain").setLevel(logging.INFO)
+    said = logging.getLogger("hfpretrain")
+    said.setLevel(logging.INFO)
+    said.handlers = [logging.StreamHandler()]
     try:
         app()
     except HFPretrainError as error:

@@ -144,9 +144,7 @@ def test_a_linked_folder_is_read_once(tmp_path: Path) -> None:
 
 def test_a_missing_file_is_an_error_at_once_with_the_nearest_name(tmp_path: Path) -> None:
     write(tmp_path / "corpus.txt", "x")
-    with pytest.raises(
-        DataError, match=r"data\.sources\.3\.files: there is no file or folder .*corpsu\.txt"
-    ) as caught:
+    with pytest.raises(DataError, match=r"data\.sources\.3\.files: there is no file or folder .*corpsu\.txt") as caught:
         open_source(Source(files=str(tmp_path / "corpsu.txt")), key="data.sources.3")
     assert "corpus.txt?" in str(caught.value.hint)
 

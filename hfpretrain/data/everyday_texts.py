@@ -120,7 +120,7 @@ KNOWN_TEXTS = {
         {relative}.]
         """,
     "captions *5": """
-        {The quick ...4} *3
+        {The quick ...4}
 
         A [warm|cold|quiet|long|rainy|sunny] {season} [morning|evening|afternoon|night]
 

@@ -188,9 +188,9 @@ WORLD = {
         asked {number} people, but nobody knew the owner. So {kid} put up a note at the {building}. The next day a
         {kind} {stranger} came and got the {x} back. "{Thanks}!" {stranger.he} said. {Closing}
 
-        {Opening} An old {stranger} wanted to cross the street with {small_number} heavy bags. {Kid} saw it and carried the
-        bags to the other side. "{Thanks}!" said the old {stranger} and gave {him} [two apples|a bar of chocolate|a
-        shiny coin|a bag of nuts]. {Closing}
+        {Opening} An old {stranger} wanted to cross the street with {small_number} heavy bags. {Kid} saw it and
+        carried the bags to the other side. "{Thanks}!" said the old {stranger} and gave {him} [two apples|a bar of
+        chocolate|a shiny coin|a bag of nuts]. {Closing}
 
         {Friend} was {sad} because {friend.his} {toy} was broken. {Kid} looked at it {how} and found the problem. With
         [a screwdriver|a pair of pliers|some wire|a piece of string|a small nail] and some glue {he} repaired it.

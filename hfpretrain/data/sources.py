@@ -126,9 +126,10 @@ def _open_builtin(source: Source, key: str) -> OpenSource:
     from hfpretrain.data import everyday
 
     size = size_in_bytes(source.size) if source.size else everyday.DEFAULT_BYTES
-    # A sample stands for the grammar: tokens prepared with an older one must not be taken for this one's.
-    sample = hashlib.sha256("\n".join(everyday.documents(100_000, seed=0)).encode()).hexdigest()
-    fingerprint = {"kind": "builtin", "name": source.builtin, "size": size, "seed": 0, "sample": sample}
+    # Tokens prepared with an older grammar must not be taken for this one's.
+    files = sorted(Path(everyday.__file__).parent.glob("everyday*.py"))
+    grammar = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    fingerprint = {"kind": "builtin", "name": source.builtin, "size": size, "seed": 0, "grammar": grammar}
     return OpenSource(key, fingerprint, lambda report: ((text,) for text in everyday.documents(size, seed=0)))
 
 

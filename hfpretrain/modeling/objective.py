@@ -73,7 +73,7 @@ class Collator:
         collator = copy.copy(self.masked)  # two threads may collate at once
         collator.generator = torch.Generator().manual_seed(row.seed)
         kept = torch.from_numpy(self.special[token_ids] | ~targets)[None]
-        inputs, labels = collator.torch_mask_tokens(torch.from_numpy(token_ids)[None], special_tokens_mask=kept)
+        inputs, labels = collator.torch_mask_tokens(torch.tensor(token_ids)[None], special_tokens_mask=kept)
         return {"input_ids": inputs[0], "labels": labels[0], "document_ids": torch.from_numpy(row.block.documents[:-1])}
 
 
