@@ -15,7 +15,7 @@ from conftest import Command
 from safetensors.torch import save_file
 from tiny import LLAMA, metrics, same_weights, tiny_recipe, tiny_run, weights
 
-from hfpretrain.errors import RecipeError, RunError, TrainingError
+from hfpretrain.errors import DataError, RecipeError, RunError, TrainingError
 from hfpretrain.recipe import dump
 from hfpretrain.run import Run
 from hfpretrain.training.loop import train
@@ -75,11 +75,12 @@ def test_micro_batches_change_nothing_that_is_learnt(tmp_path: Path, objective: 
     common = [*quiet, "train.batch_size=8", "train.duration=30"]
     runs = [
         tiny_run(tmp_path, objective, *common, f"train.micro_batch_size={size}", name=f"micro-{size}")
-        for size in (8, 2)
+        for size in (8, 4, 1)
     ]
     losses = [[line["loss"] for line in metrics(run) if "loss" in line] for run in runs]
     assert len(losses[0]) == 30
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert losses[0] == pytest.approx(losses[2], abs=1e-5)
     assert losses[0][-1] < losses[0][0] - 0.1
 
 
@@ -125,6 +126,34 @@ def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
 
 def test_resume_without_a_run_starts_one(tmp_path: Path) -> None:
     assert tiny_run(tmp_path, "clm", "train.duration=2", resume=True).state == "finished"
+
+
+def test_resuming_with_another_recipe_or_other_data_is_refused(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path, "clm")
+    run.report_file.unlink()
+    with pytest.raises(RunError, match=r"optimizer\.lr: 0\.001 before, 0\.002 now"):
+        tiny_run(tmp_path, "clm", "optimizer.lr=2e-3", resume=True)
+    corpus = tmp_path / "corpus.jsonl"
+    text = corpus.read_text()
+    os.utime(corpus)  # a file that was only copied is the same data
+    assert tiny_run(tmp_path, "clm", resume=True).state == "finished"
+    run.report_file.unlink()
+    corpus.write_text(text + '{"text": "one more"}\n')
+    with pytest.raises(RunError, match="the data is not what"):
+        tiny_run(tmp_path, "clm", resume=True)
+
+
+def test_a_longer_duration_goes_on(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path, "clm")
+    run.report_file.unlink()
+    assert tiny_run(tmp_path, "clm", "train.duration=15", resume=True).report()["steps"] == 15
+
+
+def test_nothing_is_left_of_a_run_that_cannot_start(tmp_path: Path) -> None:
+    """So that the next try, with the mistake mended, needs neither --resume nor another directory."""
+    with pytest.raises(DataError, match="less than one block"):
+        tiny_run(tmp_path, "clm", "data.block_size=4096", "model.config.n_positions=4096")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_only_the_newest_checkpoints_stay(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Batches: what an optimizer step sees, as a pure function of (recipe, data, step)."""
 
+import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -109,14 +110,17 @@ def open_batches(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", *, traini
                 f"{where} has {part.tokens} tokens, less than one block of {data.block_size} (data.block_size)",
                 hint="give more text, or set a smaller data.block_size",
             )
-    fingerprint = "+".join(store.fingerprint[:16] for store in stores)
+    # Of the documents' texts and lengths, not of the files, which may be moved and copied.
+    digest = hashlib.sha256()
+    for store in stores:
+        digest.update(store.keys.tobytes() + store.offsets.tobytes())
     return Batches(
         parts,
         shares,
         validation if validation.tokens else None,
         batch_size=recipe.train.batch_size,
         seed=recipe.seed,
-        fingerprint=fingerprint,
+        fingerprint=digest.hexdigest(),
     )
 
 

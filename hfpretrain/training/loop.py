@@ -18,7 +18,7 @@ from hfpretrain.data.order import derived
 from hfpretrain.errors import RunError, Stopped, TrainingError
 from hfpretrain.evaluation import Evaluated, evaluate
 from hfpretrain.modeling.objective import IGNORED, MicroBatch
-from hfpretrain.recipe import Recipe, dump
+from hfpretrain.recipe import Recipe, dump, load, to_mapping
 from hfpretrain.run import Run
 from hfpretrain.training.checkpoint import newest_whole, restore_checkpoint, save_checkpoint, save_model, write_whole
 from hfpretrain.training.console import Display, count, span
@@ -28,6 +28,12 @@ from hfpretrain.training.session import Session, prepare_session
 from hfpretrain.training.signals import StopRequest, stop_on_signals
 
 log = logging.getLogger(__name__)
+
+HARMLESS = (
+    *("name", "output_dir", "train.duration", "train.micro_batch_size", "train.compile", "train.log_every"),
+    *("evaluation.", "checkpoints.", "trackers", "hub."),
+)
+"""Keys that a run may be resumed with other values of: they change how long it trains, not what a step learns."""
 
 
 def train(recipe: Recipe, *, resume: bool = False) -> Run:
@@ -45,15 +51,40 @@ def train(recipe: Recipe, *, resume: bool = False) -> Run:
             f"{run.path} is not empty: a run is there already",
             hint="go on with it by --resume, or choose another output_dir",
         )
+    if run.recipe_file.exists():
+        check_unchanged(load(run.recipe_file), recipe, run)
     with stop_on_signals() as request:
         run_loop(prepare_session(recipe, run), request)
     return run
 
 
+def check_unchanged(before: Recipe, now: Recipe, run: Run) -> None:
+    """Raises RunError if the recipe that a run was started with differs from `now` in what is learnt."""
+    old, new = flat(to_mapping(before)), flat(to_mapping(now))
+    changed = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
+    serious = [key for key in changed if not key.startswith(HARMLESS)]
+    if serious:
+        shown = "; ".join(f"{key}: {old.get(key)} before, {new.get(key)} now" for key in serious)
+        raise RunError(
+            f"{run.path} was started with another recipe ({shown})",
+            hint="undo the change, or choose another output_dir for a new run",
+        )
+    if changed:
+        log.info("changed since the run was started: %s", ", ".join(changed))
+
+
+def flat(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one with dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in mapping.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
+
+
 def run_loop(session: Session, request: StopRequest) -> None:
     """Trains from the newest checkpoint, or from the start, to the end of the plan, and saves the model."""
     recipe, run, plan, accelerator = session.recipe, session.run, session.plan, session.accelerator
-    progress: dict[str, Any] = {"step": 0, "seconds": 0.0, "window": {}, "evaluated": None}
+    progress: dict[str, Any] = {"step": 0, "seconds": 0.0, "window": {}, "evaluated": None, "data": None}
     checkpoint = newest_whole(run.checkpoints)
     if checkpoint is not None:
         progress = restore_checkpoint(checkpoint, accelerator, session.model)
@@ -61,7 +92,14 @@ def run_loop(session: Session, request: StopRequest) -> None:
     step, seconds = int(progress["step"]), float(progress["seconds"])
     done = plan.done(step, seconds)
     evaluated = Evaluated(**progress["evaluated"]) if progress["evaluated"] else None
+    if progress["data"] not in (None, session.batches.fingerprint):
+        raise RunError(
+            f"the data is not what {run.path} was started with",
+            hint="bring the old data back, or choose another output_dir for a new run",
+        )
     if accelerator.is_main_process:
+        run.path.mkdir(parents=True, exist_ok=True)
+        session.tokenizer.save_pretrained(run.path)
         write_whole(run.recipe_file, dump(recipe))
     announce(session, step)
     metrics = Metrics(run.metrics_file, accelerator, window=Window(**progress["window"]), upto_step=step)
@@ -86,6 +124,7 @@ def run_loop(session: Session, request: StopRequest) -> None:
                     "seconds": seconds,
                     "window": asdict(metrics.gather()),
                     "evaluated": asdict(evaluated) if evaluated else None,
+                    "data": session.batches.fingerprint,
                 }
                 save_checkpoint(run.checkpoints, accelerator, session.tokenizer, progress, keep=recipe.checkpoints.keep)
                 metrics.restart_clock()

@@ -52,7 +52,8 @@ def prepare_session(recipe: Recipe, run: Run) -> Session:
     if accelerator.device.type == "cpu":
         hardware.keep_freed_memory()
     with accelerator.main_process_first():  # the others find what the first one has prepared
-        tokenizer = run_tokenizer(recipe, run, accelerator)
+        saved = run.recipe_file.exists()  # written after the tokenizer
+        tokenizer = load_tokenizer(str(run.path), recipe.objective) if saved else build_tokenizer(recipe)
         batches = open_batches(recipe, tokenizer)
     plan = Plan.of(recipe, batches.blocks_per_epoch)
     model = build_model(recipe, tokenizer)
@@ -109,16 +110,6 @@ def open_accelerator(recipe: Recipe) -> Accelerator:
     if not accelerator.is_main_process:
         logging.getLogger("hfpretrain").setLevel(logging.ERROR)
     return accelerator
-
-
-def run_tokenizer(recipe: Recipe, run: Run, accelerator: Accelerator) -> PreTrainedTokenizerBase:
-    """The tokenizer that the run has already saved, else a new one, saved at once."""
-    if (run.path / "tokenizer_config.json").exists():
-        return load_tokenizer(str(run.path), recipe.objective)
-    tokenizer = build_tokenizer(recipe)
-    run.path.mkdir(parents=True, exist_ok=True)
-    tokenizer.save_pretrained(run.path)
-    return tokenizer
 
 
 def document_masking(recipe: Recipe, model: PreTrainedModel) -> DocumentMasking | None:
