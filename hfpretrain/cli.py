@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -63,7 +64,7 @@ def train(
     from hfpretrain.recipe import load
 
     loaded = load(recipe, overrides or [])
-    quiet_libraries()
+    prepare_environment()
     from hfpretrain.training.loop import train
 
     run = train(loaded, resume=resume)
@@ -90,7 +91,7 @@ def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
     from hfpretrain.recipe import load
 
     loaded = load(recipe, overrides or [])
-    quiet_libraries()
+    prepare_environment()
     from hfpretrain.check import check
 
     typer.echo(check(loaded))
@@ -182,7 +183,7 @@ def evaluate(
 
     Example: hfpretrain evaluate runs/quickstart-clm --data novel.txt
     """
-    quiet_libraries()
+    prepare_environment()
     from hfpretrain.evaluation import evaluate_model
 
     result = evaluate_model(model, data)
@@ -224,30 +225,39 @@ def list_runs(
 def recipes(
     name: Annotated[str | None, typer.Argument(help="Write a copy of this one to edit.", show_default=False)] = None,
 ) -> None:
-    """List the shipped recipes; with a name, write a copy into this folder."""
+    """List the shipped recipes; with a name, write a copy into this folder.
+
+    Example: hfpretrain recipes quickstart-mlm
+    """
     here = Path(__file__).parent
     folder = here / "recipes" if (here / "recipes").is_dir() else here.parent / "recipes"
     shipped = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
     if name is None:
         width = max(map(len, shipped))
         for stem, path in shipped.items():
-            comments = [
-                line[2:].strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# ")
-            ]
-            typer.echo(f"{stem:<{width}}  {next((line for line in comments if not line.startswith('yaml-')), '')}")
+            typer.echo(f"{stem:<{width}}  {summary(path.read_text(encoding='utf-8'))}")
         return
     name = name.removesuffix(".yaml")
     if name not in shipped:
         close = nearest(name, shipped)
-        raise RecipeError(
-            f"no shipped recipe is called {name}",
-            hint=f"did you mean {close}?" if close else "hfpretrain recipes lists them",
-        )
-    target = Path(f"{name}.yaml")
-    if target.exists():
-        raise UserError(f"{target} is there already", hint="remove it or go to another folder")
-    shutil.copyfile(shipped[name], target)
-    typer.echo(str(target))
+        hint = f"did you mean {close}?" if close else "hfpretrain recipes lists them"
+        raise RecipeError(f"no shipped recipe is called {name}", hint=hint)
+    text = shipped[name].read_text(encoding="utf-8")
+    data = [path for path in folder.glob("*.jsonl") if f"recipes/{path.name}" in text]
+    copies = {shipped[name]: Path(f"{name}.yaml"), **{path: Path("recipes", path.name) for path in data}}
+    for target in copies.values():
+        if target.exists():
+            raise UserError(f"{target} is there already", hint="remove it or go to another folder")
+    for source, target in copies.items():
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(source, target)
+        typer.echo(str(target))
+
+
+def summary(recipe: str) -> str:
+    """The first sentence of a recipe's comments."""
+    lines = [line[2:] for line in recipe.splitlines() if line.startswith("# ") and "yaml-language-server" not in line]
+    return re.split(r"(?<=\.)\s", " ".join(lines), maxsplit=1)[0]
 
 
 @app.command()
@@ -286,7 +296,7 @@ def load_model(name: str | None, objective: Literal["clm", "mlm"]) -> Any:
     """The model to use: the one named, or the default, which one line on stderr says."""
     from hfpretrain.run import newest_finished
 
-    quiet_libraries()
+    prepare_environment()
     if name is None:
         name = os.environ.get("HFPRETRAIN_MODEL")
         if name is None:
@@ -332,8 +342,13 @@ def vars_of(prediction: Any) -> dict[str, Any]:
     return dataclasses.asdict(prediction)
 
 
-def quiet_libraries() -> None:
-    """Keeps the libraries' own bars and notices out of our output. Their errors still show."""
+def prepare_environment() -> None:
+    """Settings that libraries read when they are imported: no bars and notices of their own among ours, and threads.
+
+    OpenMP's threads otherwise spin while they wait for each other, which is several times slower as soon as any other
+    process wants the same cores.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

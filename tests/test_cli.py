@@ -219,6 +219,8 @@ def test_recipes_are_listed_and_copied(tmp_path: Path, call: Call) -> None:
     assert call("recipes", "quickstart-mlm").out.strip() == "quickstart-mlm.yaml"
     assert (tmp_path / "quickstart-mlm.yaml").read_text() == (ROOT / "recipes" / "quickstart-mlm.yaml").read_text()
     assert call("recipes", "quickstart-mlm").status == 2
+    assert call("recipes", "next-word-pairs").status == 0
+    assert call("train", "next-word-pairs.yaml", "train.duration=1").status == 0
     assert "quickstart-clm" in call("recipes", "quickstart-clmm").err
 
 
