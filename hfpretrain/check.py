@@ -9,7 +9,7 @@ from hfpretrain.recipe import Recipe
 from hfpretrain.run import Run
 from hfpretrain.training.console import count, span
 from hfpretrain.training.loop import seconds_per_step
-from hfpretrain.training.session import Session, prepare_session
+from hfpretrain.training.session import Session, open_accelerator, prepare_session
 
 SAMPLES = 2
 
@@ -17,7 +17,7 @@ SAMPLES = 2
 def check(recipe: Recipe) -> str:
     """The plan of a run as text: model, data, compute, memory, time, proofs, and sample rows as the model sees them."""
     with tempfile.TemporaryDirectory() as folder:
-        session = prepare_session(recipe, Run(Path(folder)))
+        session = prepare_session(recipe, Run(Path(folder)), open_accelerator(recipe))
     facts, plan = session.facts, session.plan
     parameters = facts["parameters"]
     lines = [

@@ -79,7 +79,9 @@ def train(
                 f"validation  loss {report['validation_loss']:.4f}, perplexity {report['validation_perplexity']:.2f}"
             )
         command = "fill" if loaded.objective == "mlm" else "generate"
-        typer.echo(f"next        hfpretrain {command} {shlex.quote(report['example'])} --model {run.path}")
+        typer.echo(
+            f"next        hfpretrain {command} {shlex.quote(report['example'])} --model {shlex.quote(str(run.path))}"
+        )
 
 
 @app.command()
@@ -359,7 +361,8 @@ def main() -> NoReturn:
     """The entry point: our errors as a sentence and their exit status, nothing else."""
     said = logging.getLogger("hfpretrain")
     said.setLevel(logging.INFO)
-    said.handlers = [logging.StreamHandler()]
+    handler = logging.StreamHandler()
+    said.addHandler(handler)
     try:
         app()
     except HFPretrainError as error:
@@ -368,4 +371,6 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         typer.echo("stopped", err=True)
         sys.exit(130)
+    finally:
+        said.removeHandler(handler)
     sys.exit(0)

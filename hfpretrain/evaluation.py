@@ -37,6 +37,10 @@ class Evaluated:
         }
 
 
+ONLY_FILES: dict[str, Any] = {"builtin": None, "size": None, "hub": None, "subset": None, "weight": None}
+"""What a source of another kind has to lose to name files."""
+
+
 @torch.no_grad()
 def evaluate(
     model: torch.nn.Module,
@@ -94,7 +98,9 @@ def evaluate_model(name: str, data: str | None = None, *, micro_batch_size: int 
         mapping = {"sources": [{"files": data}], "block_size": min(positions, 512)}
         recipe = from_mapping({"objective": objective, "data": mapping})
     if data is not None:
-        sources = (Source(files=data),)
+        seen = recipe.data.sources[0]  # its columns are what the model knows
+        plain = data.removesuffix(".gz").endswith((".txt", ".md"))
+        sources = (Source(files=data) if plain or not file.is_file() else replace(seen, **ONLY_FILES, files=data),)
         recipe = replace(recipe, data=replace(recipe.data, sources=sources, validation=sources))
     batches = open_batches(recipe, llm.tokenizer, training=False)
     if batches.validation is None:

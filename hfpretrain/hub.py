@@ -35,7 +35,9 @@ def locate(name: str, *, kind: Kind) -> str:
     if path.is_dir():
         return str(path.absolute())
     if path.is_file():
-        raise error_class(f"{name} is a file, not the folder of a {_WORDS[kind]}", hint=f"give {path.parent} instead")
+        raise error_class(
+            f"{name} is a file, not the folder of a {_WORDS[kind]}", hint="give a folder, or org/name on the Hub"
+        )
     if _looks_like_path(name):
         raise error_class(f"{name}: there is no such folder", hint=_neighbours(path))
     return _ask_hub(name, kind)

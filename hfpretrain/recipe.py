@@ -277,7 +277,9 @@ def _resolved(recipe: Recipe, default_name: str) -> Recipe:
     name, model, tokenizer, data = recipe.name or default_name, recipe.model, recipe.tokenizer, recipe.data
     masked = recipe.objective == "mlm"
     if not model.architecture and not model.from_:
-        model = dataclasses.replace(model, architecture="bert" if masked else "llama")
+        architecture, width = ("modernbert", 384) if masked else ("llama", 688)
+        shape = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": width}
+        model = dataclasses.replace(model, architecture=architecture, config=model.config or shape)
     if not tokenizer.algorithm and not tokenizer.from_ and not model.from_:
         tokenizer = dataclasses.replace(tokenizer, algorithm="wordpiece" if masked else "bpe")
     if isinstance(data.validation, Amount) and data.validation.value == 0:
@@ -296,10 +298,8 @@ def _contradictions(recipe: Recipe, draft: Draft) -> Iterator[tuple[Keys, str]]:
     if data.validation == ():
         yield ("data", "validation"), "is an empty list; write 0% for no validation"
     if isinstance(data.validation, Amount) and (data.validation.unit != "percent" or data.validation.value >= 100):
-        yield (
-            ("data", "validation"),
-            f"expects a share below 100% such as 1%, or a list of sources, not {data.validation}",
-        )
+        said = f"expects a share below 100% such as 1%, or a list of sources, not {data.validation}"
+        yield ("data", "validation"), said
     for keys, source in _sources(recipe):
         yield from ((keys + rest, message) for rest, message in _source_contradictions(source))
     if train.duration.unit == "percent":
@@ -379,7 +379,7 @@ def _idle_keys(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
         yield ("model", "architecture"), "architecture and from exclude each other: model.from brings its own"
         yield ("model", "config"), "config is for a new model: model.from brings its own"
     tokenizer = recipe.tokenizer
-    if tokenizer.from_ or (recipe.model.from_ and not tokenizer.algorithm):
+    if tokenizer.from_ or recipe.model.from_:
         owner = "tokenizer.from" if tokenizer.from_ else "model.from"
         for key in ("algorithm", "vocab_size", "lowercase"):
             yield ("tokenizer", key), f"{key} is for a tokenizer to train: {owner} brings an existing one"

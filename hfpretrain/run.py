@@ -36,8 +36,19 @@ class Run:
         """The folder of checkpoints."""
         return self.path / "checkpoints"
 
+    def create(self) -> None:
+        """Makes the directory; RunError where that is not possible."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(
+                f"output_dir: {self.path} cannot be created: {error.strerror}", hint="choose another output_dir"
+            ) from error
+
     @property
     def state(self) -> State:
+        if self.path.exists() and not self.path.is_dir():
+            raise RunError(f"output_dir: {self.path} is a file", hint="choose another output_dir")
         if self.report_file.exists():
             return "finished"
         if self.path.exists() and any(self.path.iterdir()):

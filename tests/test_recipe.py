@@ -98,7 +98,7 @@ def test_the_whole_contract_loads(write: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("objective", "architecture", "algorithm"), [("mlm", "bert", "wordpiece"), ("clm", "llama", "bpe")]
+    ("objective", "architecture", "algorithm"), [("mlm", "modernbert", "wordpiece"), ("clm", "llama", "bpe")]
 )
 def test_defaults_follow_from_file_and_objective(write: Any, objective: str, architecture: str, algorithm: str) -> None:
     recipe = recipes.load(write(SMALL.replace("mlm", objective)))

@@ -194,10 +194,10 @@ def test_masking_is_refused_for_next_word_prediction() -> None:
     ]
 
 
-def test_a_vocabulary_size_beside_existing_weights_needs_an_algorithm() -> None:
-    (error,) = errors_in(small(model={"from": "x"}, tokenizer={"vocab_size": 99}))
-    assert error.startswith("tokenizer.vocab_size: ")
-    assert recipes.from_mapping(small(model={"from": "x"}, tokenizer={"vocab_size": 99, "algorithm": "bpe"}))
+@pytest.mark.parametrize("key", ["algorithm: bpe", "vocab_size: 99", "lowercase: true"])
+def test_existing_weights_bring_their_tokenizer(key: str) -> None:
+    (error,) = errors_in(small(model={"from": "x"}, tokenizer=dict([key.split(": ")])))
+    assert error.startswith("tokenizer.")
 
 
 def test_a_key_written_twice_names_both_lines(write: Any) -> None:

@@ -112,7 +112,7 @@ def test_blank_texts_are_no_documents_and_said(tmp_path: Path, caplog: pytest.Lo
         source = open_source(Source(files=str(path)))
         assert texts(source) == ["a"]
     assert (source.blank, source.skipped) == (2, 0)
-    assert "2 texts are blank" in caplog.text
+    assert "blank texts left out: 2" in caplog.text
 
 
 # ------------------------------------------------------------------------------------------------------ finding files
@@ -351,3 +351,11 @@ def test_a_data_set_folder_is_loaded_as_from_the_hub(tmp_path: Path, monkeypatch
     changed = open_source(Source(hub=str(folder)))
     assert changed.fingerprint != source.fingerprint
     assert texts(changed) == ["new"]
+
+
+def test_utf_16_is_told_apart_from_a_bad_line(tmp_path: Path) -> None:
+    """Skipping the lines that are not UTF-8 would train on every second byte."""
+    path = tmp_path / "text.txt"
+    path.write_bytes("first line\nsecond line\n".encode("utf-16"))
+    with pytest.raises(DataError, match=r"text\.txt: is UTF-16.*\n.*iconv"):
+        list(open_source(Source(files=str(path), documents="line"), on_bad_rows="skip").documents())

@@ -27,7 +27,7 @@ def test_a_second_run_uses_the_cache_and_says_so(tmp_path: Path, caplog: pytest.
     caplog.set_level(logging.INFO)
     tokenizer = bert()
     first = prepare(source_of(tmp_path, TEXTS), tokenizer, end_id=3, cache=tmp_path / "cache")
-    assert f"4 documents, {len(first.tokens)} tokens" in caplog.text
+    assert f"documents: 4, tokens: {len(first.tokens)} " in caplog.text
     assert "MB/s" in caplog.text
     before = files_of(tmp_path / "cache")
     caplog.clear()

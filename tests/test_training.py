@@ -176,6 +176,8 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, damage: str, caplog
     train(recipe, resume=True)
     assert same_weights(weights(whole), weights(resumed))
     assert "step-00000011 is damaged" in caplog.text
+    kept = [path.name for path in sorted(resumed.checkpoints.iterdir())]
+    assert kept == ["damaged-step-00000011", "step-00000010", "step-00000012"], "the damaged one counts as none"
 
 
 def test_tokens_epochs_and_minutes(tmp_path: Path) -> None:
@@ -200,7 +202,13 @@ def test_a_loss_that_explodes_stops_the_run(tmp_path: Path) -> None:
     broken["transformer.wpe.weight"][12] = float("nan")
     save_file(broken, run.path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(TrainingError, match="not a number between steps 0 and 1"):
-        tiny_run(tmp_path, "clm", f"model={{from: {run.path}}}", "tokenizer=null", name="second")
+        tiny_run(
+            tmp_path,
+            "clm",
+            *(f"model={{from: {run.path}}}", "tokenizer=null", "train.log_every=10", "checkpoints.every=1"),
+            name="second",
+        )
+    assert not list((tmp_path / "runs" / "second").rglob("step-*")), "weights that are no numbers are not saved"
 
 
 def test_prompt_and_completion_pairs(tmp_path: Path) -> None:

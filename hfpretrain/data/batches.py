@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from hfpretrain.data.blocks import Block, Blocks, IntArray, Stream, split
 from hfpretrain.data.order import derived, interleaved, permuted
 from hfpretrain.data.sources import open_source
@@ -94,8 +96,11 @@ def open_batches(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", *, traini
     if not isinstance(data.validation, Amount):
         others = _stores(recipe, data.validation, "data.validation", tokenizer)
         validation = blocks(others, split(others, 0.0, 0, whole=True)[0])
+        known = sum(int(np.isin(other.keys, store.keys).sum()) for other in others for store in stores)
+        if known:
+            log.warning("documents of data.validation that are in the training data as well: %d", known)
     elif share and not validation.tokens:
-        log.info("no validation: %s of the data is less than one document", data.validation)
+        log.info("no validation: %s of the data is too little to hold out", data.validation)
 
     weights = [source.weight for source in data.sources]
     if any(weight is not None for weight in weights):
@@ -103,6 +108,10 @@ def open_batches(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", *, traini
         shares = [Fraction(str(1 if weight is None else weight)) for weight in weights]
     else:
         parts, shares = [blocks(stores, train)], [Fraction(1)]
+    for store in stores:
+        cut = int((np.diff(store.offsets) > data.block_size).sum()) if store.prompt_lengths is not None else 0
+        if cut:
+            log.warning("pairs longer than data.block_size, which lose part of their prompt: %d", cut)
     for number, part in enumerate(parts):
         if training and not part.paired and part.tokens < data.block_size:
             where = f"data.sources.{number}" if len(parts) > 1 else "the training data"
@@ -112,8 +121,9 @@ def open_batches(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", *, traini
             )
     # Of the documents' texts and lengths, not of the files, which may be moved and copied.
     digest = hashlib.sha256()
-    for store in stores:
-        digest.update(store.keys.tobytes() + store.offsets.tobytes())
+    for store in [*stores, *(validation.stream.stores if validation.stream.stores is not stores else ())]:
+        for array in (store.keys, store.offsets, store.prompt_lengths):
+            digest.update(b"" if array is None else np.ascontiguousarray(array).data)
     return Batches(
         parts,
         shares,

@@ -4,6 +4,7 @@ A `Stream` is the documents of one side (training or validation) laid end to end
 last block is filled with padding, so that every token stands in exactly one block position.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -12,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from hfpretrain.data.tokens import TokenStore
+
+log = logging.getLogger(__name__)
 
 IntArray: TypeAlias = npt.NDArray[np.int64]
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
@@ -54,8 +57,11 @@ def split(stores: Sequence[TokenStore], share: float, seed: int, *, whole: bool 
     no document is small enough for that share, the tail of the longest is held out; never that of a pair.
     """
     train, held_out = [], []
-    for number, store in enumerate(stores):
-        chosen = _held_out(store, 0.0 if whole else share, seed)
+    choices = [_held_out(store, 0.0 if whole else share, seed) for store in stores]
+    if len(stores) > 1:
+        texts = np.concatenate([store.keys[chosen] for store, chosen in zip(stores, choices, strict=True)])
+        choices = [chosen | np.isin(store.keys, texts) for store, chosen in zip(stores, choices, strict=True)]
+    for number, (store, chosen) in enumerate(zip(stores, choices, strict=True)):
         train.append(_ranges(number, store, ~chosen))
         held_out.append(_ranges(number, store, chosen))
         budget = round(share * int(store.offsets[-1]))
@@ -63,6 +69,10 @@ def split(stores: Sequence[TokenStore], share: float, seed: int, *, whole: bool 
             longest = int(np.argmax(np.diff(store.offsets)))
             end = int(store.offsets[longest + 1])
             budget = min(budget, end - int(store.offsets[longest]) - 1)
+            if len(store.keys) > 1:
+                log.info(
+                    "no document is as small as %.3g%% of the data; the longest one's tail is held out", 100 * share
+                )
             train[-1] = _without(train[-1], end - budget, end)
             held_out[-1] = np.array([[number, end - budget, end]], dtype=np.int64)
     return np.concatenate(train), np.concatenate(held_out)

@@ -84,6 +84,11 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     with _opened(path) as stream:
         number = 0
         for raw in stream:
+            if number == 0 and raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+                raise DataError(
+                    f"{path}: is UTF-16, not UTF-8",
+                    hint=f"convert it: iconv -f UTF-16 -t UTF-8 {path.name} > converted.txt",
+                )
             # bytes.splitlines cuts at \n, \r\n and \r only.
             for line in raw.splitlines(keepends=True) if b"\r" in raw else (raw,):
                 number += 1

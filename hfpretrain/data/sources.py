@@ -74,7 +74,7 @@ class OpenSource:
         if self.skipped:
             log.warning("%s: %d of %d rows could not be read and were skipped", self.key, self.skipped, self._rows)
         if self.blank:
-            log.info("%s: %d texts are blank and were left out", self.key, self.blank)
+            log.info("%s: blank texts left out: %d", self.key, self.blank)
 
     def _bad_row(self, where: str, what: str, *, hint: str = ROW_HINT) -> None:
         if self.on_bad_rows == "error":

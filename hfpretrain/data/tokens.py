@@ -170,7 +170,7 @@ def _write(
     _sync(folder)
     seconds = time.perf_counter() - started
     log.info(
-        "%s: %s documents, %s tokens (%.2f bytes each), tokenised at %.1f MB/s",
+        "%s: documents: %s, tokens: %s (%.2f bytes each), tokenised at %.1f MB/s",
         source.key,
         f"{documents:,}",
         f"{total:,}",

@@ -48,7 +48,8 @@ class Collator:
                 mask_replace_prob=masking.mask,
                 random_replace_prob=masking.random,
             )
-            self.special = np.zeros(len(tokenizer), dtype=np.bool_)
+            # Ids may have holes, so there may be larger ones than there are tokens.
+            self.special = np.zeros(max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1), dtype=np.bool_)
             self.special[tokenizer.all_special_ids] = True
 
     def __call__(self, rows: Sequence[Row]) -> MicroBatch:

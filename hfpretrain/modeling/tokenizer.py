@@ -48,6 +48,8 @@ def build_tokenizer(recipe: recipe.Recipe) -> PreTrainedTokenizerBase:
     existing = recipe.tokenizer.from_ or recipe.model.from_
     if existing:
         tokenizer = load_tokenizer(existing, recipe.objective)
+        if recipe.tokenizer.from_ and recipe.model.from_:
+            _say_other_words(tokenizer, recipe)
         if recipe.model.architecture:
             _check_reload(tokenizer, recipe.model.architecture)
         return tokenizer
@@ -59,6 +61,17 @@ def build_tokenizer(recipe: recipe.Recipe) -> PreTrainedTokenizerBase:
     # In turns, so that every source has its share where the text is cut.
     texts = (document.text for turn in zip_longest(*documents) for document in turn if document is not None)
     return train_tokenizer(recipe.tokenizer, recipe.objective, texts, architecture=recipe.model.architecture)
+
+
+def _say_other_words(tokenizer: PreTrainedTokenizerBase, recipe: recipe.Recipe) -> None:
+    """Warns where tokens have other ids than in the model's own tokenizer: its embeddings are of other words then."""
+    own = load_tokenizer(str(recipe.model.from_), recipe.objective).get_vocab()
+    words = tokenizer.get_vocab()
+    other = sum(own.get(word) != number for word, number in words.items())
+    if other:
+        log.warning(
+            "tokenizer.from: tokens that are not what model.from learnt under their ids: %d of %d", other, len(words)
+        )
 
 
 def load_tokenizer(name: str, objective: Objective) -> PreTrainedTokenizerBase:

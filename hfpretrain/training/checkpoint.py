@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfpretrain.errors import CheckpointError
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 PROGRESS = "progress.json"
+UNWRITABLE = (OSError, SafetensorError, RuntimeError)
+"""What the libraries raise when a disk is full."""
 
 
 def save_checkpoint(
@@ -39,7 +42,8 @@ def save_checkpoint(
     place = folder / f"step-{progress['step']:08d}"
     beside = place.with_name(f".{place.name}.partial")
     if accelerator.is_main_process:
-        shutil.rmtree(beside, ignore_errors=True)
+        for left in folder.glob(".step-*.partial"):  # by a process that was killed while it saved
+            shutil.rmtree(left)
         beside.mkdir(parents=True)
     accelerator.wait_for_everyone()
     try:
@@ -47,7 +51,7 @@ def save_checkpoint(
         if accelerator.is_main_process:
             tokenizer.save_pretrained(beside)
             (beside / PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
-    except OSError as error:
+    except UNWRITABLE as error:
         raise CheckpointError(
             f"{place} could not be written: {error}", hint="free some space, then --resume"
         ) from error
@@ -82,6 +86,16 @@ def newest_whole(folder: Path) -> Path | None:
             hint="start over in another output_dir, or remove this one",
         )
     return None
+
+
+def set_aside_later(path: Path, accelerator: Accelerator) -> None:
+    """Renames checkpoints later than `path` (they are damaged), so that they count as none from now on."""
+    accelerator.wait_for_everyone()  # all have looked at them
+    if accelerator.is_main_process:
+        for later in list_checkpoints(path.parent):
+            if later.name > path.name:
+                shutil.rmtree(path.with_name(f"damaged-{later.name}"), ignore_errors=True)
+                later.rename(path.with_name(f"damaged-{later.name}"))
 
 
 def restore_checkpoint(path: Path, accelerator: Accelerator, model: torch.nn.Module) -> dict[str, Any]:
@@ -123,7 +137,7 @@ def save_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokeni
             _flush(path)
             path.rename(folder / path.name)
         _flush(folder)
-    except OSError as error:
+    except UNWRITABLE as error:
         raise CheckpointError(
             f"the model could not be written to {folder}: {error}", hint="free some space, then --resume"
         ) from error

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,20 +21,27 @@ from hfpretrain.evaluation import Evaluated, evaluate
 from hfpretrain.modeling.objective import IGNORED, MicroBatch
 from hfpretrain.recipe import Recipe, dump, load, to_mapping
 from hfpretrain.run import Run
-from hfpretrain.training.checkpoint import newest_whole, restore_checkpoint, save_checkpoint, save_model, write_whole
+from hfpretrain.training.checkpoint import (
+    newest_whole,
+    restore_checkpoint,
+    save_checkpoint,
+    save_model,
+    set_aside_later,
+    write_whole,
+)
 from hfpretrain.training.console import Display, count, span
 from hfpretrain.training.metrics import Metrics, Window, read_metrics
 from hfpretrain.training.schedule import learning_rate_factor
-from hfpretrain.training.session import Session, prepare_session
+from hfpretrain.training.session import Session, open_accelerator, prepare_session
 from hfpretrain.training.signals import StopRequest, stop_on_signals
 
 log = logging.getLogger(__name__)
 
-HARMLESS = (
+HARMLESS = {
     *("name", "output_dir", "train.duration", "train.micro_batch_size", "train.compile", "train.log_every"),
-    *("evaluation.", "checkpoints.", "trackers", "hub."),
-)
-"""Keys that a run may be resumed with other values of: they change how long it trains, not what a step learns."""
+    *("evaluation", "checkpoints", "trackers", "hub"),
+}
+"""Keys, and blocks of keys, that a run may be resumed with other values of; each change is said."""
 
 
 def train(recipe: Recipe, *, resume: bool = False) -> Run:
@@ -43,18 +51,27 @@ def train(recipe: Recipe, *, resume: bool = False) -> Run:
     RunError where the run directory is not empty and `resume` is false, Stopped after a signal.
     """
     run = Run(Path(recipe.output_dir))
-    if run.state == "finished" and resume:
-        log.info("%s is finished; nothing to do", run.path)
-        return run
-    if run.state != "empty" and not resume:
+    accelerator = open_accelerator(recipe)
+    state = run.state
+    if state != "empty" and not resume:
         raise RunError(
             f"{run.path} is not empty: a run is there already",
             hint="go on with it by --resume, or choose another output_dir",
         )
     if run.recipe_file.exists():
         check_unchanged(load(run.recipe_file), recipe, run)
-    with stop_on_signals() as request:
-        run_loop(prepare_session(recipe, run), request)
+    accelerator.wait_for_everyone()  # from here on the first process writes
+    if state == "finished":
+        log.info("%s is finished; nothing to do", run.path)
+        return run
+    try:
+        with stop_on_signals() as request:
+            run_loop(prepare_session(recipe, run, accelerator), request)
+    finally:
+        # The wrapped model has to go before the process group, and both before the process ends: gloo hangs or
+        # aborts otherwise.
+        accelerator.free_memory()
+        accelerator.end_training()
     return run
 
 
@@ -62,7 +79,7 @@ def check_unchanged(before: Recipe, now: Recipe, run: Run) -> None:
     """Raises RunError if the recipe that a run was started with differs from `now` in what is learnt."""
     old, new = flat(to_mapping(before)), flat(to_mapping(now))
     changed = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
-    serious = [key for key in changed if not key.startswith(HARMLESS)]
+    serious = [key for key in changed if key not in HARMLESS and key.split(".")[0] not in HARMLESS]
     if serious:
         shown = "; ".join(f"{key}: {old.get(key)} before, {new.get(key)} now" for key in serious)
         raise RunError(
@@ -84,10 +101,13 @@ def flat(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def run_loop(session: Session, request: StopRequest) -> None:
     """Trains from the newest checkpoint, or from the start, to the end of the plan, and saves the model."""
     recipe, run, plan, accelerator = session.recipe, session.run, session.plan, session.accelerator
+    if request.signal:
+        raise Stopped(f"stopped by signal {request.signal} before the first step", signal=request.signal)
     progress: dict[str, Any] = {"step": 0, "seconds": 0.0, "window": {}, "evaluated": None, "data": None}
     checkpoint = newest_whole(run.checkpoints)
     if checkpoint is not None:
         progress = restore_checkpoint(checkpoint, accelerator, session.model)
+        set_aside_later(checkpoint, accelerator)
         log.info("going on from %s", checkpoint)
     step, seconds = int(progress["step"]), float(progress["seconds"])
     done = plan.done(step, seconds)
@@ -98,7 +118,7 @@ def run_loop(session: Session, request: StopRequest) -> None:
             hint="bring the old data back, or choose another output_dir for a new run",
         )
     if accelerator.is_main_process:
-        run.path.mkdir(parents=True, exist_ok=True)
+        run.create()
         session.tokenizer.save_pretrained(run.path)
         write_whole(run.recipe_file, dump(recipe))
     announce(session, step)
@@ -122,7 +142,7 @@ def run_loop(session: Session, request: StopRequest) -> None:
                 progress = {
                     "step": step,
                     "seconds": seconds,
-                    "window": asdict(metrics.gather()),
+                    "window": asdict(finite_window(metrics, step)),
                     "evaluated": asdict(evaluated) if evaluated else None,
                     "data": session.batches.fingerprint,
                 }
@@ -163,7 +183,10 @@ def train_step(
     norm = accelerator.clip_grad_norm_(model.parameters(), clip)
     optimizer.step()
     optimizer.zero_grad()
-    return total, torch.as_tensor(norm).detach()
+    norm = torch.as_tensor(norm).detach()
+    if accelerator.scaler is not None:  # fp16: such a step was left out, and the next has a smaller loss scale
+        norm = torch.nan_to_num(norm, nan=0.0, posinf=0.0)
+    return total, norm
 
 
 def upcoming(session: Session, step: int) -> Iterator[tuple[list[MicroBatch], int]]:
@@ -200,15 +223,21 @@ def agreed(accelerator: Accelerator, value: float) -> float:
     return float(accelerator.gather(torch.tensor([value], device=accelerator.device)).max())
 
 
-def log_window(session: Session, metrics: Metrics, display: Display, *, step: int, done: float, rate: float) -> None:
-    """Writes and shows what the steps since the last time came to."""
+def finite_window(metrics: Metrics, step: int) -> Window:
+    """What the steps since the last logged one came to; TrainingError if that is no number any more."""
     window = metrics.gather()
-    loss = window.loss / max(window.targets, 1)
-    if not (abs(loss) < float("inf") and abs(window.gradient_norm) < float("inf")):
+    if not (math.isfinite(window.loss) and math.isfinite(window.gradient_norm)):
         raise TrainingError(
             f"the loss or its gradient became infinite or not a number between steps {step - window.steps} and {step}",
-            hint="lower optimizer.lr, or lengthen schedule.warmup; the last checkpoint is intact",
+            hint="start over with a lower optimizer.lr or a longer schedule.warmup; earlier checkpoints are intact",
         )
+    return window
+
+
+def log_window(session: Session, metrics: Metrics, display: Display, *, step: int, done: float, rate: float) -> None:
+    """Writes and shows what the steps since the last time came to."""
+    window = finite_window(metrics, step)
+    loss = window.loss / max(window.targets, 1)
     tokens_per_second = window.steps * session.plan.tokens_per_step / max(window.seconds, 1e-9)
     metrics.write(
         {
@@ -228,7 +257,8 @@ def evaluate_now(session: Session, metrics: Metrics, display: Display, *, step: 
     """Evaluates on the held-out blocks, writes and shows the result."""
     metrics.gather()
     evaluated = evaluate(
-        session.model,
+        # Not the wrapped one, whose processes would wait for each other at every forward.
+        session.accelerator.unwrap_model(session.model, keep_torch_compile=True),
         session.loss,
         session.batches,
         session.collator,
@@ -278,17 +308,17 @@ def announce(session: Session, step: int) -> None:
 
 
 def seconds_per_step(session: Session) -> float:
-    """About how long a step takes: forward and backward of one micro-batch, the second time it is run."""
+    """About how long a step takes: forward and backward of one micro-batch, the fastest of three."""
     rows = session.batches.rows(0, range(session.micro_batch_size))
     batch = {name: tensor.to(session.accelerator.device) for name, tensor in session.collator(rows).items()}
-    seconds = 0.0
-    for _ in range(2):
+    seconds = float("inf")
+    for _ in range(3):
         began = time.monotonic()
         with session.accelerator.autocast():
             loss, _ = session.loss(session.model, batch)
         session.accelerator.backward(loss)
         loss.item()
-        seconds = time.monotonic() - began
+        seconds = min(seconds, time.monotonic() - began)
     session.optimizer.zero_grad()
     own = session.batches.batch_size // int(session.accelerator.num_processes)
     return seconds * -(-own // session.micro_batch_size)
@@ -297,7 +327,10 @@ def seconds_per_step(session: Session) -> float:
 def example_text(session: Session) -> str:
     """A text to try the model with: the beginning of the data, for mlm with a word masked."""
     block = session.batches.parts[0][0]
-    first = block.token_ids[block.documents == 0][:40].tolist()
+    shown = block.documents == 0
+    if session.batches.parts[0].paired:
+        shown &= ~block.targets  # only the prompt
+    first = block.token_ids[shown][:40].tolist()
     words = session.tokenizer.decode(first, skip_special_tokens=True).split()[:5]
     if session.recipe.objective == "mlm" and words:
         words[len(words) // 2] = "[MASK]"

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from hfpretrain.training.checkpoint import write_whole
+
 
 @dataclass
 class Window:
@@ -35,7 +37,7 @@ class Metrics:
         if accelerator.is_main_process and file.exists():
             # Lines after the checkpoint will be written again.
             lines = [line for line in file.read_text(encoding="utf-8").splitlines() if _step(line) <= upto_step]
-            file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+            write_whole(file, "".join(line + "\n" for line in lines))
 
     def add(self, loss: torch.Tensor, targets: int, gradient_norm: torch.Tensor) -> None:
         """One step: this process's summed loss, the targets of all processes, the gradient's norm."""
@@ -47,9 +49,10 @@ class Metrics:
     def gather(self) -> Window:
         """The window with everything added so far, over all processes. This is where the device is waited for."""
         if self.losses:
-            sums = torch.stack([torch.stack(self.losses).double().sum(), torch.stack(self.norms).double().sum()])
+            sums = torch.stack([torch.stack(values).cpu().double().sum() for values in (self.losses, self.norms)])
             if self.accelerator.num_processes > 1:
-                sums[0] = self.accelerator.reduce(sums[0].clone(), reduction="sum")
+                total = sums[0].float().to(self.accelerator.device)
+                sums[0] = self.accelerator.reduce(total, reduction="sum").double().cpu()
             loss, norm = sums.tolist()
             self.window.loss += loss
             self.window.gradient_norm += norm

@@ -18,6 +18,7 @@ def build_optimizer(model: torch.nn.Module, settings: Optimizer) -> torch.optim.
     for parameter in model.parameters():
         if parameter.requires_grad:
             matrix = parameter.ndim >= 2 and id(parameter) not in embeddings
+            matrix = matrix and not getattr(parameter, "_no_weight_decay", False)  # as Mamba marks its A and D
             (decayed if matrix else plain).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": settings.weight_decay},

@@ -1,10 +1,13 @@
 """How far a run is, what is due, and the learning rate that goes with it."""
 
+import logging
 import math
 from dataclasses import dataclass
 
 from hfpretrain.errors import RecipeError
 from hfpretrain.recipe import Amount, Recipe, Schedule
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,8 @@ class Plan:
                 "epochs": duration.value * steps_per_epoch,
             }[duration.unit]
             plan = Plan(max(1, math.ceil(steps - 1e-9)), None, tokens_per_step, steps_per_epoch)
-        plan.share(recipe.schedule.warmup, "schedule.warmup")
+        if plan.share(recipe.schedule.warmup, "schedule.warmup") >= 1:
+            log.warning("schedule.warmup: %s is the whole run or more", recipe.schedule.warmup)
         if recipe.schedule.name == "wsd":
             plan.share(recipe.schedule.decay, "schedule.decay")
         return plan

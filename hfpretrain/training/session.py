@@ -1,13 +1,15 @@
 """A session: tokenizer, batches, model and optimizer of one recipe, built and proven, ready for the loop."""
 
 import logging
+import os
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfpretrain import hardware
@@ -45,14 +47,13 @@ class Session:
     """What the summary and report.json say about the run."""
 
 
-def prepare_session(recipe: Recipe, run: Run) -> Session:
+def prepare_session(recipe: Recipe, run: Run, accelerator: Accelerator) -> Session:
     """Builds everything that a run needs; all user errors come from here, before any training."""
     transformers.utils.logging.disable_progress_bar()  # a bar for every file saved
-    accelerator = open_accelerator(recipe)
     if accelerator.device.type == "cpu":
         hardware.keep_freed_memory()
     with accelerator.main_process_first():  # the others find what the first one has prepared
-        saved = run.recipe_file.exists()  # written after the tokenizer
+        saved = any(run.checkpoints.glob("step-*"))  # without one the run starts anew, whatever it left
         tokenizer = load_tokenizer(str(run.path), recipe.objective) if saved else build_tokenizer(recipe)
         batches = open_batches(recipe, tokenizer)
     plan = Plan.of(recipe, batches.blocks_per_epoch)
@@ -97,11 +98,24 @@ def prepare_session(recipe: Recipe, run: Run) -> Session:
 def open_accelerator(recipe: Recipe) -> Accelerator:
     """Accelerate's view of the processes and devices, with the recipe's precision."""
     AcceleratorState._reset_state()  # several runs in one Python process may differ in precision
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # Without an accelerator, Accelerate joins the processes of torchrun only if told that it is to be CPU.
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    device = PartialState(cpu=several and not torch.accelerator.is_available()).device
     precision = hardware.choose_precision(recipe.train.precision, device)
     if precision == "fp16" and device.type == "cpu":
         raise RecipeError("train.precision: fp16 needs a GPU", hint="set train.precision: auto")
-    accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision)
+    accelerator = Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision="no" if precision == "fp32" else precision,
+        # The loop divides by the targets of the whole step itself, whatever the environment says.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+    if accelerator.distributed_type.value not in ("NO", "MULTI_CPU", "MULTI_GPU"):
+        raise RecipeError(
+            f"{accelerator.distributed_type.value}: only plain data-parallel training is there yet",
+            hint="choose DDP (no FSDP, no DeepSpeed) in `accelerate config`",
+        )
     if recipe.train.batch_size % accelerator.num_processes:
         raise RecipeError(
             f"train.batch_size: {recipe.train.batch_size} do not divide by {accelerator.num_processes} processes",

@@ -1,9 +1,12 @@
 """Signals: the first one asks the run to finish its step and save; a second one acts at once."""
 
+import logging
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+log = logging.getLogger(__name__)
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
@@ -22,6 +25,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
     def note(number: int, frame: FrameType | None) -> None:
         request.signal = number
+        log.warning("signal %d: saving after this step; a second signal stops at once", number)
         for each in SIGNALS:
             signal.signal(each, signal.SIG_DFL)
 
