@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,3 +50,15 @@ def hfpretrain(tmp_path: Path) -> Command:
         )
 
     return run
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Writes text to recipe.yaml in the working directory and gives its name."""
+    monkeypatch.chdir(tmp_path)
+
+    def to_file(text: str) -> str:
+        Path("recipe.yaml").write_text(text, encoding="utf-8")
+        return "recipe.yaml"
+
+    return to_file

@@ -2,9 +2,9 @@
 
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
+from architectures import CAUSAL, MASKED
 from tiny import tiny_recipe
 
 from hfpretrain.evaluation import evaluate_model
@@ -12,33 +12,6 @@ from hfpretrain.recipe import Recipe, dump, from_mapping
 from hfpretrain.recipe import load as load_recipe
 from hfpretrain.training.loop import train
 
-PLAIN = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-MASKED: dict[str, dict[str, Any]] = {
-    "bert": PLAIN,
-    "roberta": PLAIN,
-    "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64},
-    "modernbert": PLAIN,
-    "electra": PLAIN | {"embedding_size": 32},
-    "albert": PLAIN | {"embedding_size": 16},
-    "deberta-v2": PLAIN | {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
-}
-CAUSAL: dict[str, dict[str, Any]] = {
-    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2},
-    "llama": PLAIN,
-    "qwen3": PLAIN | {"num_key_value_heads": 2, "head_dim": 16},
-    "gemma3_text": PLAIN | {"num_key_value_heads": 1, "head_dim": 16},
-    "gpt_neox": PLAIN,
-    "olmo2": PLAIN,
-    "opt": {
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "ffn_dim": 64,
-        "word_embed_proj_dim": 32,
-    },
-    "mamba": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8},
-    "mixtral": PLAIN | {"num_key_value_heads": 1, "num_local_experts": 4},
-}
 NOT_ISOLATED = {"mamba", "deberta-v2"}
 """A state-space model carries its state over a document's end; DeBERTa takes no mask of pairs of tokens."""
 

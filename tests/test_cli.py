@@ -207,7 +207,9 @@ def test_evaluate_on_a_file(tmp_path: Path, call: Call, runs: dict[str, Run]) ->
     assert own["loss"] == pytest.approx(runs["clm"].report()["validation_loss"], abs=1e-5)
     text = tmp_path / "new.txt"
     text.write_text("the quick brown fox jumps over the lazy dog. " * 3)
-    other = json.loads(call("evaluate", runs["clm"].path, "--data", text, "--json").out)
+    done = call("evaluate", runs["clm"].path, "--data", text, "--json")
+    assert "training data" not in done.err, "the file is not held against itself"
+    other = json.loads(done.out)
     assert other["bits_per_byte"] > 0
     assert other["targets"] > 20
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from recipe_texts import SMALL, errors_of
 
 from hfpretrain import recipe as recipes
 from hfpretrain.errors import RecipeError
@@ -54,26 +54,6 @@ checkpoints: {every: 200 steps, keep: 2}
 trackers: []
 hub: {repo_id: null, private: true, push: final}
 """
-SMALL = "objective: mlm\ndata: {sources: [{builtin: everyday}]}\n"
-
-
-@pytest.fixture
-def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Writes text to recipe.yaml in the working directory and gives its name."""
-    monkeypatch.chdir(tmp_path)
-
-    def to_file(text: str) -> str:
-        Path("recipe.yaml").write_text(text, encoding="utf-8")
-        return "recipe.yaml"
-
-    return to_file
-
-
-def errors_of(path: str, *overrides: str) -> list[str]:
-    with pytest.raises(RecipeError) as caught:
-        recipes.load(path, overrides)
-    assert caught.value.exit_status == 2
-    return caught.value.message.splitlines()
 
 
 def small(**keys: Any) -> dict[str, Any]:

@@ -6,30 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from recipe_texts import SMALL, errors_of
 
 from hfpretrain import recipe as recipes
 from hfpretrain.errors import RecipeError
-
-SMALL = "objective: mlm\ndata: {sources: [{builtin: everyday}]}\n"
-
-
-@pytest.fixture
-def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Writes text to recipe.yaml in the working directory and gives its name."""
-    monkeypatch.chdir(tmp_path)
-
-    def to_file(text: str) -> str:
-        Path("recipe.yaml").write_text(text, encoding="utf-8")
-        return "recipe.yaml"
-
-    return to_file
-
-
-def errors_of(path: str, *overrides: str) -> list[str]:
-    with pytest.raises(RecipeError) as caught:
-        recipes.load(path, overrides)
-    assert caught.value.exit_status == 2
-    return caught.value.message.splitlines()
 
 
 def errors_in(mapping: dict[str, Any], *overrides: str) -> list[str]:

@@ -94,10 +94,11 @@ def open_batches(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", *, traini
     train, held_out = split(stores, share, derived(recipe.seed, "split") if share else 0, whole=not share)
     validation = blocks(stores, held_out)
     if not isinstance(data.validation, Amount):
-        others = _stores(recipe, data.validation, "data.validation", tokenizer)
+        same = data.validation == data.sources
+        others = stores if same else _stores(recipe, data.validation, "data.validation", tokenizer)
         validation = blocks(others, split(others, 0.0, 0, whole=True)[0])
         known = sum(int(np.isin(other.keys, store.keys).sum()) for other in others for store in stores)
-        if known:
+        if known and training:
             log.warning("documents of data.validation that are in the training data as well: %d", known)
     elif share and not validation.tokens:
         log.info("no validation: %s of the data is too little to hold out", data.validation)

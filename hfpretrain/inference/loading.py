@@ -2,8 +2,6 @@
 
 import logging
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -13,7 +11,6 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
-from transformers.utils import logging as transformers_logging
 
 from hfpretrain import hub
 from hfpretrain.errors import HFPretrainError, ModelError, UserError
@@ -49,7 +46,7 @@ def load(model: str | Path, *, objective: Objective | None = None, device: str |
     folder = _model_folder(Path(place), name) if Path(place).is_dir() else None
     source = str(folder) if folder else place
     try:
-        with _quiet():
+        with hub.quiet():
             config = AutoConfig.from_pretrained(source, trust_remote_code=False)
             kind = _kind(config, name, objective)
             auto_class = AutoModelForMaskedLM if kind == "mlm" else AutoModelForCausalLM
@@ -130,17 +127,3 @@ def _device(device: str | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"the device {device!r} cannot be used", hint="cpu always can") from error
     return target
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the progress bars and reports of transformers: what matters in them is said as an error."""
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()

@@ -8,8 +8,6 @@ import inspect
 import json
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +23,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.utils import logging as transformers_logging
 
 from hfpretrain.errors import HFPretrainError, ModelError
-from hfpretrain.hub import explain, locate
+from hfpretrain.hub import explain, locate, quiet
 from hfpretrain.modeling.architecture import (
     MODEL_NAMES,
     TOKEN_IDS,
@@ -73,7 +70,7 @@ def load_model(name: str, objective: Objective, **kwargs: Any) -> PreTrainedMode
     config = _load_config(place, name)
     _check_objective(config, name, objective)
     try:
-        with _quiet():
+        with quiet():
             model, loading = _AUTO_MODEL[objective].from_pretrained(
                 place,
                 config=config,
@@ -139,7 +136,7 @@ def _from_scratch(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrai
         settings["is_decoder"] = recipe.objective == "clm"
     auto_model = _AUTO_MODEL[recipe.objective]
     try:
-        with _quiet():
+        with quiet():
             config = AutoConfig.for_model(architecture, **settings)
             _drop_other_ids(config, tokenizer)
             with torch.device("meta"):
@@ -228,7 +225,7 @@ def _continue(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedM
     needed = _token_count(tokenizer)
     if needed > size:
         log.info("the vocabulary of %s grows from %d to %d tokens for the tokenizer", name, size, needed)
-        with _quiet():
+        with quiet():
             model.resize_token_embeddings(needed)
     for settings in filter(None, (model.config, getattr(model, "generation_config", None))):
         for key in TOKEN_IDS:
@@ -250,7 +247,7 @@ def _load_config(place: str, name: str) -> PreTrainedConfig:
             written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             if not isinstance(written, dict):
                 raise ValueError("it is not a JSON object")
-        with _quiet():
+        with quiet():
             return AutoConfig.from_pretrained(place, trust_remote_code=False)
     except Exception as error:
         if "trust_remote_code" in str(error):
@@ -291,7 +288,7 @@ def _try_out(model: PreTrainedModel, recipe: Recipe) -> None:
     second[-1] = (second[-1] + 1) % vocabulary
     model.eval()
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet():
             logits = model(input_ids=torch.stack([first, second]), **cache).logits
     except Exception as error:
         if recipe.model.architecture is not None and recipe.model.from_ is None:
@@ -314,20 +311,6 @@ def _token_count(tokenizer: PreTrainedTokenizerBase) -> int:
     """How many embeddings the tokenizer needs; its ids may have holes, so the largest counts too."""
     largest: int = max(tokenizer.get_vocab().values(), default=0)
     return max(len(tokenizer), largest + 1)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Holds back transformers' own warnings and bars where we say in a line of our own what matters."""
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def _some(names: list[str]) -> str:

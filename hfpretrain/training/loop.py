@@ -52,21 +52,21 @@ def train(recipe: Recipe, *, resume: bool = False) -> Run:
     """
     run = Run(Path(recipe.output_dir))
     accelerator = open_accelerator(recipe)
-    state = run.state
-    if state != "empty" and not resume:
-        raise RunError(
-            f"{run.path} is not empty: a run is there already",
-            hint="go on with it by --resume, or choose another output_dir",
-        )
-    if run.recipe_file.exists():
-        check_unchanged(load(run.recipe_file), recipe, run)
-    accelerator.wait_for_everyone()  # from here on the first process writes
-    if state == "finished":
-        log.info("%s is finished; nothing to do", run.path)
-        return run
     try:
-        with stop_on_signals() as request:
-            run_loop(prepare_session(recipe, run, accelerator), request)
+        state = run.state
+        if state != "empty" and not resume:
+            raise RunError(
+                f"{run.path} is not empty: a run is there already",
+                hint="go on with it by --resume, or choose another output_dir",
+            )
+        if run.recipe_file.exists():
+            check_unchanged(load(run.recipe_file), recipe, run)
+        accelerator.wait_for_everyone()  # from here on the first process writes
+        if state == "finished":
+            log.info("%s is finished; nothing to do", run.path)
+        else:
+            with stop_on_signals() as request:
+                run_loop(prepare_session(recipe, run, accelerator), request)
     finally:
         # The wrapped model has to go before the process group, and both before the process ends: gloo hangs or
         # aborts otherwise.
