@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hfpretrain.inference import CausalLM, MaskedLM, Prediction, load
+    from hfpretrain.publish import push
     from hfpretrain.recipe import Recipe
     from hfpretrain.recipe import load as load_recipe
     from hfpretrain.run import Run
@@ -27,10 +28,11 @@ _HOMES = {
     "Run": ("hfpretrain.run", "Run"),
     "load": ("hfpretrain.inference", "load"),
     "load_recipe": ("hfpretrain.recipe", "load"),
+    "push": ("hfpretrain.publish", "push"),
     "train": ("hfpretrain.training.loop", "train"),
 }
 
-__all__ = ["CausalLM", "MaskedLM", "Prediction", "Recipe", "Run", "load", "load_recipe", "train"]
+__all__ = ["CausalLM", "MaskedLM", "Prediction", "Recipe", "Run", "load", "load_recipe", "push", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Amounts as people write them: `600 steps`, `20M tokens`, `3 epochs`, `1.5 hours`, `5%`, and sizes: `3MB`."""
+"""Amounts as people write them: `600 steps`, `20M tokens`, `10M words`, `3 epochs`, `1.5 hours`, `5%`; sizes: `3MB`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Literal
 from hfpretrain.errors import RecipeError, nearest
 
 _NUMBER = r"[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,2})?"
-_WORDS: dict[str, tuple[Literal["steps", "tokens", "epochs", "seconds"], int]] = {
+_WORDS: dict[str, tuple[Literal["steps", "tokens", "words", "epochs", "seconds"], int]] = {
     "step": ("steps", 1),
     "token": ("tokens", 1),
+    "word": ("words", 1),
     "epoch": ("epochs", 1),
     "second": ("seconds", 1),
     "minute": ("seconds", 60),
@@ -33,7 +34,7 @@ class Amount:
     """So much of something, as people say it: `600 steps`, `20M tokens`, `3 epochs`, `10 minutes`, `5%`."""
 
     value: float
-    unit: Literal["steps", "tokens", "epochs", "seconds", "percent"]
+    unit: Literal["steps", "tokens", "words", "epochs", "seconds", "percent"]
 
     @staticmethod
     def steps(value: float) -> Amount:
@@ -68,7 +69,7 @@ class Amount:
                 + (f"did you mean {near}?" if near else f"write for example {_EXAMPLES}")
             )
         unit, factor = _WORDS[singular]
-        if unit in ("steps", "tokens") and exact != int(exact):
+        if unit in ("steps", "tokens", "words") and exact != int(exact):
             raise RecipeError(f"{_shown(text)}: {unit} are whole numbers")
         return Amount(_whole_or_float(exact * factor), unit)
 
@@ -78,10 +79,10 @@ class Amount:
         return next((text for text in shorter if len(text.split()[0]) <= 6 and Amount.parse(text) == self), plain)
 
     def _spellings(self) -> Iterator[str]:
-        if self.unit == "tokens":
+        if self.unit in ("tokens", "words"):
             for scale in "TBMk":
                 if self.value >= _SCALES[scale]:
-                    yield f"{_number(self.value / _SCALES[scale])}{scale} tokens"
+                    yield f"{_number(self.value / _SCALES[scale])}{scale} {self.unit}"
         if self.unit == "seconds":
             for word in ("day", "hour", "minute"):
                 count = self.value / _WORDS[word][1]
@@ -112,6 +113,25 @@ def size_in_bytes(text: str) -> int:
     if not 0 < size <= _LARGEST:
         raise RecipeError(f"{_shown(text)} is not a size; write for example 500kB, 3MB or 1GB")
     return size
+
+
+def span(seconds: float) -> str:
+    """A time as people read it: `45 s`, `3 min 20 s`, `5 h 12 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def count(number: float) -> str:
+    """A number with three digits and a unit: `950`, `12.3k`, `4.56M`, `1.2B`."""
+    number = float(f"{number:.3g}")  # 999,999 are 1M
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:g}"
 
 
 def _whole_or_float(exact: Decimal) -> float:

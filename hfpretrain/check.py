@@ -3,11 +3,11 @@
 import tempfile
 from pathlib import Path
 
+from hfpretrain.amounts import count, span
 from hfpretrain.data.blocks import PADDING
 from hfpretrain.modeling.objective import IGNORED
 from hfpretrain.recipe import Recipe
 from hfpretrain.run import Run
-from hfpretrain.training.console import count, span
 from hfpretrain.training.loop import seconds_per_step
 from hfpretrain.training.session import Session, open_accelerator, prepare_session
 

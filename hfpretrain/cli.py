@@ -3,16 +3,14 @@
 import json
 import logging
 import os
-import re
 import shlex
-import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
-from hfpretrain.errors import HFPretrainError, RecipeError, UserError, nearest
+from hfpretrain.errors import HFPretrainError
 
 if TYPE_CHECKING:
     from hfpretrain.inference import CausalLM, MaskedLM
@@ -196,6 +194,29 @@ def evaluate(
         typer.echo(f"{name:<15} {value:.4f}" if isinstance(value, float) else f"{name:<15} {value}")
 
 
+@app.command()
+def push(
+    model: Annotated[Path, typer.Argument(help="A run, a checkpoint or a model folder.", show_default=False)],
+    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="org/name on the Hub.", show_default=False)],
+    public: Annotated[bool, typer.Option("--public", help="For everyone to see; without it, private.")] = False,
+    revision: Annotated[
+        str | None, typer.Option(help="A branch, made if there is none. Default: main.", show_default=False)
+    ] = None,
+    message: Annotated[str | None, typer.Option("--message", help="Of the commit.", show_default=False)] = None,
+) -> None:
+    """Push a model to the Hub, private unless told otherwise. Repeated, it sends what is missing.
+
+    Example: hfpretrain push runs/quickstart-mlm my-name/quickstart-mlm
+    """
+    prepare_environment()
+    from hfpretrain.publish import push
+
+    for pushed in push(model, repo_id, public=public, revision=revision, message=message):
+        if not pushed.changed:
+            log.info("the Hub has all of it already")
+        typer.echo(pushed.url)
+
+
 @app.command("runs")
 def list_runs(
     folder: Annotated[Path, typer.Argument(help="Where to look.")] = Path("runs"), as_json: AsJson = False
@@ -231,35 +252,16 @@ def recipes(
 
     Example: hfpretrain recipes quickstart-mlm
     """
-    here = Path(__file__).parent
-    folder = here / "recipes" if (here / "recipes").is_dir() else here.parent / "recipes"
-    shipped = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-    if name is None:
-        width = max(map(len, shipped))
-        for stem, path in shipped.items():
-            typer.echo(f"{stem:<{width}}  {summary(path.read_text(encoding='utf-8'))}")
+    from hfpretrain.shipped import copy_recipe, shipped_recipes
+
+    if name is not None:
+        for target in copy_recipe(name):
+            typer.echo(str(target))
         return
-    name = name.removesuffix(".yaml")
-    if name not in shipped:
-        close = nearest(name, shipped)
-        hint = f"did you mean {close}?" if close else "hfpretrain recipes lists them"
-        raise RecipeError(f"no shipped recipe is called {name}", hint=hint)
-    text = shipped[name].read_text(encoding="utf-8")
-    data = [path for path in folder.glob("*.jsonl") if f"recipes/{path.name}" in text]
-    copies = {shipped[name]: Path(f"{name}.yaml"), **{path: Path("recipes", path.name) for path in data}}
-    for target in copies.values():
-        if target.exists():
-            raise UserError(f"{target} is there already", hint="remove it or go to another folder")
-    for source, target in copies.items():
-        target.parent.mkdir(exist_ok=True)
-        shutil.copyfile(source, target)
-        typer.echo(str(target))
-
-
-def summary(recipe: str) -> str:
-    """The first sentence of a recipe's comments."""
-    lines = [line[2:] for line in recipe.splitlines() if line.startswith("# ") and "yaml-language-server" not in line]
-    return re.split(r"(?<=\.)\s", " ".join(lines), maxsplit=1)[0]
+    found = shipped_recipes()
+    width = max(map(len, found))
+    for stem, summary in found.items():
+        typer.echo(f"{stem:<{width}}  {summary}")
 
 
 @app.command()
@@ -356,6 +358,7 @@ def prepare_environment() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its warnings show signed addresses
     os.environ.setdefault("TQDM_DISABLE", "1")
 
 

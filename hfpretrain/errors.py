@@ -44,6 +44,10 @@ class RunError(UserError):
     """A run directory is not what the command needs."""
 
 
+class HubError(HFPretrainError):
+    """The Hub refused something, failed, or did not answer."""
+
+
 class CheckpointError(HFPretrainError):
     """A checkpoint cannot be written or read."""
 

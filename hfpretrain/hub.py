@@ -6,10 +6,10 @@ wrong name is a sentence at once. Without a connection what the cache holds is u
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from hfpretrain.errors import DataError, HFPretrainError, ModelError, UserError, nearest
 
@@ -18,16 +18,22 @@ log = logging.getLogger(__name__)
 Kind = Literal["model", "tokenizer", "dataset"]
 
 _WORDS = {"model": "model", "tokenizer": "tokenizer", "dataset": "data set"}
-# A cached snapshot that holds one of these is worth loading from.
-_FIRST_FILES = {"model": ("config.json",), "tokenizer": ("tokenizer_config.json", "tokenizer.json", "config.json")}
+# What is downloaded of a repository: no code, no pickled weights, no copies in other formats.
+_TOKENIZER_FILES = [
+    *("config.json", "tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "chat_template*"),
+    *("vocab*", "merges.txt", "bpe.codes", "*.model", "*.tiktoken", "tekken.json"),
+]
+WEIGHTS = ["model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"]
+FILES = {"tokenizer": _TOKENIZER_FILES, "model": [*_TOKENIZER_FILES, "generation_config.json", *WEIGHTS]}
 
 
 def locate(name: str, *, kind: Kind) -> str:
-    """Finds `name`: the absolute path of a local folder, or a Hub id (`org/name`) that the Hub has just confirmed.
+    """Finds `name`: the absolute path of a local folder, or a repository on the Hub (`org/name`, `org/name@revision`).
 
-    A folder comes before a Hub id of the same name. Where the Hub cannot be reached (or HF_HUB_OFFLINE is set), a
-    cached model or tokenizer is returned as its folder in the cache, and a cached data set as its id. Raises
-    ModelError (DataError for a data set) in a sentence where there is neither.
+    A folder comes before a Hub id of the same name. Of a model or tokenizer on the Hub the path of one commit in the
+    cache is returned, downloaded first if need be: safetensors, never code. Of a data set its id is returned. Where the
+    Hub cannot be reached (or HF_HUB_OFFLINE is set), what the cache holds serves. Raises ModelError (DataError for a
+    data set) in a sentence where there is neither.
     """
     error_class = DataError if kind == "dataset" else ModelError
     if not name.strip():
@@ -41,7 +47,7 @@ def locate(name: str, *, kind: Kind) -> str:
         )
     if _looks_like_path(name):
         raise error_class(f"{name}: there is no such folder", hint=_neighbours(path))
-    return _ask_hub(name, kind)
+    return _known_dataset(name) if kind == "dataset" else _snapshot(name, kind)
 
 
 def explain(error: Exception, name: str, *, kind: Kind) -> HFPretrainError:
@@ -55,7 +61,7 @@ def explain(error: Exception, name: str, *, kind: Kind) -> HFPretrainError:
         return error
     user_error: type[UserError] = DataError if kind == "dataset" else ModelError
     what = f"the {_WORDS[kind]} {name}"
-    for cause in _causes(error):
+    for cause in causes(error):
         # GatedRepoError is a RepositoryNotFoundError, so it comes first.
         if isinstance(cause, errors.GatedRepoError):
             return user_error(
@@ -67,6 +73,12 @@ def explain(error: Exception, name: str, *, kind: Kind) -> HFPretrainError:
                 f"{what} is neither a folder here nor on the Hub",
                 hint="check the spelling; a private repository needs `hf auth login` or HF_TOKEN",
             )
+        if isinstance(cause, errors.RevisionNotFoundError):
+            repo_id, revision = split_revision(name)
+            return user_error(
+                f"the {_WORDS[kind]} {repo_id} has no revision {revision}",
+                hint="give one of its branches, tags or commits behind the @",
+            )
         if isinstance(cause, errors.OfflineModeIsEnabled):
             return user_error(
                 f"{what} is neither a folder here nor in the cache, and HF_HUB_OFFLINE forbids asking the Hub",
@@ -77,7 +89,7 @@ def explain(error: Exception, name: str, *, kind: Kind) -> HFPretrainError:
                 f"{name!r} is neither a folder here nor a name that the Hub could have",
                 hint="give a folder that exists, or org/name",
             )
-        status = _status(cause)
+        status = status_of(cause)
         if status in (401, 403):
             return user_error(
                 f"{what}: the Hub refused access (status {status})",
@@ -85,22 +97,22 @@ def explain(error: Exception, name: str, *, kind: Kind) -> HFPretrainError:
             )
         if status is not None and (status == 429 or status >= 500):
             return HFPretrainError(f"{what}: the Hub did not answer (status {status})", hint="try again later")
-        if _is_connection_failure(cause):
+        if is_connection_failure(cause):
             return user_error(
                 f"{what} is neither a folder here nor in the cache, and the Hub cannot be reached",
                 hint="give a folder that exists, or check the connection",
             )
         if isinstance(cause, errors.EntryNotFoundError):
             return user_error(
-                f"{what} lacks a file that is needed: {_first_line(cause)}",
+                f"{what} lacks a file that is needed: {first_line(cause)}",
                 hint=f"check that it really is a {_WORDS[kind]}",
             )
-    return user_error(f"{what} could not be loaded: {_first_line(error)}")
+    return user_error(f"{what} could not be loaded: {first_line(error)}")
 
 
 def _looks_like_path(name: str) -> bool:
     """Whether nobody can mean a Hub id by `name`: those are `name` or `org/name`."""
-    parts = name.split("/")
+    parts = split_revision(name)[0].split("/")
     return (
         name.startswith((".", "/", "~"))
         or len(parts) > 2
@@ -128,50 +140,76 @@ def _neighbours(path: Path) -> str:
     return f"in {parent} there is: {', '.join(folders[:5])}{more}"
 
 
-def _ask_hub(name: str, kind: Kind) -> str:
-    """The Hub id if the Hub has it, else what the cache holds of it, else an error that says why."""
+def split_revision(name: str) -> tuple[str, str | None]:
+    """`org/name@revision` as (`org/name`, `revision`); the revision is None where there is none."""
+    repo_id, _, revision = name.partition("@")
+    return repo_id, revision or None
+
+
+def _snapshot(name: str, kind: Kind) -> str:
+    """The folder in the cache that holds one commit of a model repository, downloaded if it is not there yet."""
+    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    repo_id, revision = split_revision(name)
+    wanted: dict[str, Any] = {"repo_id": repo_id, "revision": revision, "allow_patterns": FILES[kind]}
+    try:
+        # One request, tried once: what the library does later is retried for half a minute.
+        found = HfApi().model_info(repo_id, revision=revision, timeout=float(constants.HF_HUB_ETAG_TIMEOUT))
+        try:
+            snapshot_download(**wanted | {"revision": found.sha}, local_files_only=True)
+        except LocalEntryNotFoundError:
+            log.info("downloading the %s %s", _WORDS[kind], name)
+        folder: str = snapshot_download(**wanted)
+    except Exception as error:
+        cached = _without_the_hub(error, lambda: str(snapshot_download(**wanted, local_files_only=True)))
+        if cached is None:
+            raise explain(error, name, kind=kind) from error
+        log.info("the Hub cannot be reached: the %s %s is taken from the cache", _WORDS[kind], name)
+        return cached
+    return folder
+
+
+def _known_dataset(name: str) -> str:
+    """The id of a data set that the Hub, or without it the cache, has: `datasets` keeps a cache of its own."""
     from huggingface_hub import HfApi, constants
 
-    try:
-        api = HfApi()
-        # One request, tried once: what the libraries do later is retried for half a minute.
-        ask = api.dataset_info if kind == "dataset" else api.model_info
-        ask(name, timeout=float(constants.HF_HUB_ETAG_TIMEOUT))
-        return name
-    except Exception as error:
-        # A model that was deleted or a login that ran out is said; a Hub that is away need not stop anyone.
-        statuses = [status for cause in _causes(error) if (status := _status(cause)) is not None]
-        if all(status >= 500 for status in statuses):
-            cached = _cached(name, kind)
-            if cached is not None:
-                log.info("the Hub cannot be reached: the %s %s is taken from the cache", _WORDS[kind], name)
-                return cached
-        raise explain(error, name, kind=kind) from error
-
-
-def _cached(name: str, kind: Kind) -> str | None:
-    """The cached snapshot's folder; for a data set its id, since `datasets` has a cache of its own."""
-    from huggingface_hub import constants, try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.file_download import repo_folder_name
-
-    if kind == "dataset":
+    def cached() -> str:
         from datasets import config
+        from huggingface_hub.file_download import repo_folder_name
 
         prepared = Path(config.HF_DATASETS_CACHE) / name.replace("/", "___")
         downloaded = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="dataset")
-        return name if prepared.is_dir() or downloaded.is_dir() else None
-    for file_name in _FIRST_FILES[kind]:
-        try:
-            found = try_to_load_from_cache(name, file_name)
-        except HFValidationError:
-            return None
-        if isinstance(found, str):
-            return str(Path(found).parent)
-    return None
+        if not (prepared.is_dir() or downloaded.is_dir()):
+            raise FileNotFoundError(name)
+        return name
+
+    try:
+        HfApi().dataset_info(name, timeout=float(constants.HF_HUB_ETAG_TIMEOUT))
+    except Exception as error:
+        if _without_the_hub(error, cached) is None:
+            raise explain(error, name, kind="dataset") from error
+        log.info("the Hub cannot be reached: the data set %s is taken from the cache", name)
+    return name
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
+def _without_the_hub(error: Exception, cached: Callable[[], str]) -> str | None:
+    """What the cache has, if the error says that the Hub is away; None where it has answered or the cache has nothing.
+
+    A model that was deleted or a login that ran out is said; a Hub that is away need not stop anyone.
+    """
+    from huggingface_hub.errors import HFValidationError
+
+    statuses = [status for cause in causes(error) if (status := status_of(cause)) is not None]
+    if not all(status >= 500 for status in statuses):
+        return None
+    try:
+        return cached()
+    except (OSError, HFValidationError):  # the library's LocalEntryNotFoundError is a FileNotFoundError
+        return None
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
     """The error and what it was raised from or while handling, the outermost first."""
     seen: set[int] = set()
     current: BaseException | None = error
@@ -181,13 +219,13 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         current = current.__cause__ or current.__context__
 
 
-def _status(error: BaseException) -> int | None:
+def status_of(error: BaseException) -> int | None:
     """The HTTP status that the error carries, if any."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     return status if isinstance(status, int) else None
 
 
-def _is_connection_failure(error: BaseException) -> bool:
+def is_connection_failure(error: BaseException) -> bool:
     """Whether nothing answered. By class name for the HTTP library, which has changed under huggingface_hub."""
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -197,7 +235,7 @@ def _is_connection_failure(error: BaseException) -> bool:
     )
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of the library's message, without its full stop."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(". ") if lines else type(error).__name__

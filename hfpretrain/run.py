@@ -1,11 +1,15 @@
 """The run directory: where its parts are, what state it is in, and which run is the newest."""
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from hfpretrain.errors import RunError
+from hfpretrain.errors import CheckpointError, RunError
+from hfpretrain.files import damage
+
+log = logging.getLogger(__name__)
 
 State = Literal["empty", "started", "finished"]
 
@@ -35,6 +39,21 @@ class Run:
     def checkpoints(self) -> Path:
         """The folder of checkpoints."""
         return self.path / "checkpoints"
+
+    @property
+    def card_file(self) -> Path:
+        """The model card."""
+        return self.path / "README.md"
+
+    @property
+    def curve_file(self) -> Path:
+        """The picture of the training curve that the card shows."""
+        return self.path / "training_curve.png"
+
+    @property
+    def unpushed(self) -> Path:
+        """A folder for each checkpoint that is to be pushed and is not yet, called as its branch."""
+        return self.path / "unpushed"
 
     def create(self) -> None:
         """Makes the directory; RunError where that is not possible."""
@@ -67,6 +86,43 @@ class Run:
         except ValueError as error:
             raise RunError(f"{self.report_file}: not JSON ({error})") from None
         return report
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; a last line that was cut off is left out."""
+        lines = self.metrics_file.read_text(encoding="utf-8").splitlines() if self.metrics_file.is_file() else []
+        return [json.loads(line) for line in lines if step_of(line) < float("inf")]
+
+
+def step_of(line: str) -> float:
+    """The step of a line of metrics.jsonl; infinity for one that was cut off."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in `folder`, newest first."""
+    return sorted((path for path in folder.glob("step-*") if path.is_dir()), reverse=True)
+
+
+def newest_whole(folder: Path) -> Path | None:
+    """The newest checkpoint whose files are all as its manifest says; None if there are no checkpoints.
+
+    Damaged ones are passed over with a warning. Raises CheckpointError if there are some and none is whole.
+    """
+    found = list_checkpoints(folder)
+    for path in found:
+        what = damage(path)
+        if what is None:
+            return path
+        log.warning("checkpoint %s is damaged (%s); trying the one before it", path, what)
+    if found:
+        raise CheckpointError(
+            f"none of the {len(found)} checkpoints in {folder} is whole",
+            hint="start over in another output_dir, or remove this one",
+        )
+    return None
 
 
 def runs(folder: Path) -> list[Run]:

@@ -31,7 +31,10 @@ class Row:
 
 
 class Batches:
-    """The training blocks of each mixed part in their order, and the validation blocks."""
+    """The training blocks of each mixed part in their order, and the validation blocks.
+
+    `sources` holds the counts of each training source (documents, tokens, words, text_bytes), held-out part included.
+    """
 
     def __init__(
         self,
@@ -42,9 +45,11 @@ class Batches:
         batch_size: int,
         seed: int,
         fingerprint: str = "",
+        sources: Sequence[dict[str, int]] = (),
     ) -> None:
         self.parts, self.weights, self.validation = parts, weights, validation
         self.batch_size, self.seed, self.fingerprint = batch_size, seed, fingerprint
+        self.sources = sources
 
     @property
     def blocks_per_epoch(self) -> int:
@@ -54,6 +59,15 @@ class Batches:
     def tokens(self) -> int:
         """Training tokens of one epoch."""
         return sum(part.tokens for part in self.parts)
+
+    @property
+    def words_per_token(self) -> float:
+        """Words (between spaces) that go with a training token on average, each source by its share of the tokens."""
+        if len(self.parts) == 1:
+            words, tokens = (sum(source[key] for source in self.sources) for key in ("words", "tokens"))
+            return words / tokens
+        shares = zip(self.sources, self.weights, strict=True)
+        return float(sum(source["words"] / source["tokens"] * weight for source, weight in shares) / sum(self.weights))
 
     def row(self, position: int) -> Row:
         """The block at `position`, counted over all steps and epochs from the start of the run."""
@@ -132,6 +146,9 @@ def open_batches(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", *, traini
         batch_size=recipe.train.batch_size,
         seed=recipe.seed,
         fingerprint=digest.hexdigest(),
+        sources=[
+            {key: store.manifest[key] for key in ("documents", "tokens", "words", "text_bytes")} for store in stores
+        ],
     )
 
 

@@ -28,7 +28,7 @@ from hfpretrain.errors import DataError
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Of the store's files and of how text becomes tokens; a store of another one is not used."""
 BATCH_PIECES, BATCH_CHARACTERS = 1000, 1_000_000
 ABANDONED_AFTER_SECONDS = 24 * 3600
@@ -51,7 +51,7 @@ class TokenStore:
     fingerprint: str
     """SHA-256 in hex: same content, tokenizer and settings."""
     manifest: dict[str, Any]
-    """Counts: documents, tokens, text_bytes, skipped, blank; and what the files hold."""
+    """Counts: documents, tokens, words (between spaces), text_bytes, skipped, blank; and what the files hold."""
 
 
 def prepare(
@@ -118,7 +118,7 @@ def _write(
 ) -> None:
     """Tokenises the source into the files of `folder`, the manifest last."""
     started = time.perf_counter()
-    documents = total = text_bytes = 0
+    documents = total = text_bytes = words = 0
     any_prompts = False
     with contextlib.ExitStack() as stack:
         names = ("tokens", "offsets", "keys", "prompt_lengths")
@@ -132,6 +132,7 @@ def _write(
                 if piece.document:
                     data = piece.document.text.encode()
                     text_bytes += len(data)
+                    words += len(piece.document.text.split())
                     keys.append(int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little"))
                     prompts.append(prompt_length)
                 tokens.fromlist(ids)
@@ -160,6 +161,7 @@ def _write(
         "documents": documents,
         "tokens": total,
         "text_bytes": text_bytes,
+        "words": words,
         "skipped": source.skipped,
         "blank": source.blank,
     }

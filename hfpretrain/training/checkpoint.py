@@ -4,10 +4,7 @@ Written beside its place, described by a manifest (size and SHA-256 of every fil
 and only then are older ones removed. Randomness is derived from the seed, so it is not part of a checkpoint.
 """
 
-import hashlib
 import json
-import logging
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,10 +15,9 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfpretrain.errors import CheckpointError
+from hfpretrain.files import commit_folder, flush
+from hfpretrain.run import list_checkpoints
 
-log = logging.getLogger(__name__)
-
-MANIFEST = "manifest.json"
 PROGRESS = "progress.json"
 UNWRITABLE = (OSError, SafetensorError, RuntimeError)
 """What the libraries raise when a disk is full."""
@@ -57,35 +53,11 @@ def save_checkpoint(
         ) from error
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        _commit(beside, place)
+        commit_folder(beside, place)
         for old in list_checkpoints(folder)[keep:]:
             shutil.rmtree(old)
     accelerator.wait_for_everyone()
     return place
-
-
-def list_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in `folder`, newest first."""
-    return sorted((path for path in folder.glob("step-*") if path.is_dir()), reverse=True)
-
-
-def newest_whole(folder: Path) -> Path | None:
-    """The newest checkpoint whose files are all as its manifest says; None if there are no checkpoints.
-
-    Damaged ones are passed over with a warning. Raises CheckpointError if there are some and none is whole.
-    """
-    found = list_checkpoints(folder)
-    for path in found:
-        damage = _damage(path)
-        if damage is None:
-            return path
-        log.warning("checkpoint %s is damaged (%s); trying the one before it", path, damage)
-    if found:
-        raise CheckpointError(
-            f"none of the {len(found)} checkpoints in {folder} is whole",
-            hint="start over in another output_dir, or remove this one",
-        )
-    return None
 
 
 def set_aside_later(path: Path, accelerator: Accelerator) -> None:
@@ -134,61 +106,12 @@ def save_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokeni
         model.save_pretrained(beside)
         files = sorted(beside.iterdir(), key=lambda path: path.suffix == ".safetensors")
         for path in files:
-            _flush(path)
+            flush(path)
             path.rename(folder / path.name)
-        _flush(folder)
+        flush(folder)
     except UNWRITABLE as error:
         raise CheckpointError(
             f"the model could not be written to {folder}: {error}", hint="free some space, then --resume"
         ) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a small file so that it is there whole or not at all."""
-    beside = path.with_name(f".{path.name}.partial")
-    beside.write_text(text, encoding="utf-8")
-    _flush(beside)
-    beside.rename(path)
-    _flush(path.parent)
-
-
-def _commit(beside: Path, place: Path) -> None:
-    files = sorted(path for path in beside.rglob("*") if path.is_file())
-    manifest = {
-        str(path.relative_to(beside)): {"bytes": path.stat().st_size, "sha256": _digest(path)} for path in files
-    }
-    (beside / MANIFEST).write_text(json.dumps({"files": manifest}, indent=1), encoding="utf-8")
-    for path in [*files, beside / MANIFEST, beside]:
-        _flush(path)
-    shutil.rmtree(place, ignore_errors=True)
-    beside.rename(place)
-    _flush(place.parent)
-
-
-def _damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint, or None if it is whole."""
-    try:
-        files = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
-        for name, expected in files.items():
-            if (path / name).stat().st_size != expected["bytes"] or _digest(path / name) != expected["sha256"]:
-                return f"{name} is not what was saved"
-    except FileNotFoundError as error:
-        return f"{Path(error.filename).name} is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return f"{MANIFEST} cannot be read"
-    return None
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,6 +1,5 @@
 """The training loop: from a recipe to a finished run."""
 
-import json
 import logging
 import math
 import time
@@ -14,24 +13,24 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from hfpretrain import hardware
+from hfpretrain.amounts import count, span
 from hfpretrain.data.order import derived
 from hfpretrain.errors import RunError, Stopped, TrainingError
 from hfpretrain.evaluation import Evaluated, evaluate
+from hfpretrain.files import write_whole
 from hfpretrain.modeling.objective import IGNORED, MicroBatch
+from hfpretrain.publish import Publisher
 from hfpretrain.recipe import Recipe, dump, load, to_mapping
-from hfpretrain.run import Run
+from hfpretrain.run import Run, newest_whole
 from hfpretrain.training.checkpoint import (
-    newest_whole,
     restore_checkpoint,
     save_checkpoint,
-    save_model,
     set_aside_later,
-    write_whole,
 )
-from hfpretrain.training.console import Display, count, span
-from hfpretrain.training.metrics import Metrics, Window, read_metrics
-from hfpretrain.training.schedule import learning_rate_factor
+from hfpretrain.training.console import Display
+from hfpretrain.training.finish import finish
+from hfpretrain.training.metrics import Metrics, Window
+from hfpretrain.training.schedule import Plan, learning_rate_factor, passed
 from hfpretrain.training.session import Session, open_accelerator, prepare_session
 from hfpretrain.training.signals import StopRequest, stop_on_signals
 
@@ -64,14 +63,16 @@ def train(recipe: Recipe, *, resume: bool = False) -> Run:
         accelerator.wait_for_everyone()  # from here on the first process writes
         if state == "finished":
             log.info("%s is finished; nothing to do", run.path)
-        else:
-            with stop_on_signals() as request:
-                run_loop(prepare_session(recipe, run, accelerator), request)
+            return run
+        with stop_on_signals() as request:
+            publisher = run_loop(prepare_session(recipe, run, accelerator), request)
     finally:
         # The wrapped model has to go before the process group, and both before the process ends: gloo hangs or
         # aborts otherwise.
         accelerator.free_memory()
         accelerator.end_training()
+    if publisher:  # no other process waits for this
+        publisher.finish()
     return run
 
 
@@ -98,12 +99,23 @@ def flat(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def run_loop(session: Session, request: StopRequest) -> None:
-    """Trains from the newest checkpoint, or from the start, to the end of the plan, and saves the model."""
+def run_loop(session: Session, request: StopRequest) -> Publisher | None:
+    """Trains from the newest checkpoint, or from the start, to the end of the plan, and saves the model.
+
+    Returns what pushes it to the Hub, on the first process and where the recipe says so.
+    """
     recipe, run, plan, accelerator = session.recipe, session.run, session.plan, session.accelerator
     if request.signal:
         raise Stopped(f"stopped by signal {request.signal} before the first step", signal=request.signal)
-    progress: dict[str, Any] = {"step": 0, "seconds": 0.0, "window": {}, "evaluated": None, "data": None}
+    progress: dict[str, Any] = {
+        "step": 0,
+        "seconds": 0.0,
+        "window": {},
+        "evaluated": None,
+        "data": None,
+        "branch": None,
+    }
+    publisher = None
     checkpoint = newest_whole(run.checkpoints)
     if checkpoint is not None:
         progress = restore_checkpoint(checkpoint, accelerator, session.model)
@@ -121,6 +133,9 @@ def run_loop(session: Session, request: StopRequest) -> None:
         run.create()
         session.tokenizer.save_pretrained(run.path)
         write_whole(run.recipe_file, dump(recipe))
+        publisher = Publisher(run, recipe.hub) if recipe.hub.repo_id else None
+        if publisher and checkpoint and progress["branch"]:  # it may have been killed before it was pushed
+            publisher.offer(checkpoint, progress["branch"])
     announce(session, step)
     metrics = Metrics(run.metrics_file, accelerator, window=Window(**progress["window"]), upto_step=step)
     origin = time.monotonic() - seconds
@@ -138,15 +153,21 @@ def run_loop(session: Session, request: StopRequest) -> None:
             if session.batches.validation and (done >= 1 or plan.due(recipe.evaluation.every, step, seconds, before)):
                 evaluated = evaluate_now(session, metrics, display, step=step, everything=done >= 1)
             stopped_by = int(agreed(accelerator, request.signal or 0))
-            if stopped_by or done >= 1 or plan.due(recipe.checkpoints.every, step, seconds, before):
+            due = done >= 1 or plan.due(recipe.checkpoints.every, step, seconds, before)
+            if stopped_by or due:
                 progress = {
                     "step": step,
                     "seconds": seconds,
                     "window": asdict(finite_window(metrics, step)),
                     "evaluated": asdict(evaluated) if evaluated else None,
                     "data": session.batches.fingerprint,
+                    "branch": branch_name(recipe, plan, step) if due and recipe.hub.push == "checkpoints" else None,
                 }
-                save_checkpoint(run.checkpoints, accelerator, session.tokenizer, progress, keep=recipe.checkpoints.keep)
+                saved = save_checkpoint(
+                    run.checkpoints, accelerator, session.tokenizer, progress, keep=recipe.checkpoints.keep
+                )
+                if publisher and progress["branch"]:
+                    publisher.offer(saved, progress["branch"])
                 metrics.restart_clock()
             if stopped_by:
                 raise Stopped(
@@ -154,7 +175,18 @@ def run_loop(session: Session, request: StopRequest) -> None:
                     signal=stopped_by,
                     hint="the same command with --resume goes on",
                 )
-    finish(session, metrics, step, seconds, evaluated)
+    finish(session, step, seconds, evaluated)
+    return publisher
+
+
+def branch_name(recipe: Recipe, plan: Plan, step: int) -> str:
+    """What the branch of a checkpoint is called on the Hub: by its step, or by the words seen, as chck_10M."""
+    if recipe.hub.name_by == "step":
+        return f"step-{step}"
+    words, every = step * plan.words_per_step, recipe.checkpoints.every
+    if every.unit == "words" and plan.due(every, step, 0, 0):
+        words = passed(words, every.value) * every.value  # a step goes a little beyond it
+    return f"chck_{count(words)}"
 
 
 def train_step(
@@ -322,38 +354,3 @@ def seconds_per_step(session: Session) -> float:
     session.optimizer.zero_grad()
     own = session.batches.batch_size // int(session.accelerator.num_processes)
     return seconds * -(-own // session.micro_batch_size)
-
-
-def example_text(session: Session) -> str:
-    """A text to try the model with: the beginning of the data, for mlm with a word masked."""
-    block = session.batches.parts[0][0]
-    shown = block.documents == 0
-    if session.batches.parts[0].paired:
-        shown &= ~block.targets  # only the prompt
-    first = block.token_ids[shown][:40].tolist()
-    words = session.tokenizer.decode(first, skip_special_tokens=True).split()[:5]
-    if session.recipe.objective == "mlm" and words:
-        words[len(words) // 2] = "[MASK]"
-    return " ".join(words)
-
-
-def finish(session: Session, metrics: Metrics, step: int, seconds: float, evaluated: Evaluated | None) -> None:
-    """Saves the model into the run's root, then report.json, which says that the run is finished."""
-    accelerator, run = session.accelerator, session.run
-    if accelerator.is_main_process:
-        losses = [line["loss"] for line in read_metrics(run.metrics_file) if "loss" in line]
-        report = {
-            "state": "finished",
-            **session.facts,
-            "steps": step,
-            "tokens": step * session.plan.tokens_per_step,
-            "seconds": round(seconds, 1),
-            "loss": losses[-1] if losses else None,
-            **(evaluated.as_dict() if evaluated else {}),
-            "peak_memory_bytes": hardware.peak_memory(accelerator.device),
-            "example": example_text(session),
-        }
-        save_model(run.path, accelerator.unwrap_model(session.model, keep_torch_compile=False), session.tokenizer)
-        write_whole(run.report_file, json.dumps(report, indent=1) + "\n")
-        log.info("finished %d steps in %s; the run is in %s", step, span(seconds), run.path)
-    accelerator.wait_for_everyone()

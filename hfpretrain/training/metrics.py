@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from hfpretrain.training.checkpoint import write_whole
+from hfpretrain.files import write_whole
+from hfpretrain.run import step_of
 
 
 @dataclass
@@ -33,7 +34,7 @@ class Metrics:
         self.norms: list[torch.Tensor] = []
         if accelerator.is_main_process and file.exists():
             # Lines after the checkpoint will be written again.
-            lines = [line for line in file.read_text(encoding="utf-8").splitlines() if _step(line) <= upto_step]
+            lines = [line for line in file.read_text(encoding="utf-8").splitlines() if step_of(line) <= upto_step]
             write_whole(file, "".join(line + "\n" for line in lines))
 
     def add(self, loss: torch.Tensor, targets: int, gradient_norm: torch.Tensor) -> None:
@@ -70,15 +71,3 @@ class Metrics:
         if self.accelerator.is_main_process:
             with self.file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-
-
-def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line that was cut off is left out."""
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if _step(line) < float("inf")]
-
-
-def _step(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")

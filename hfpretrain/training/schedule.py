@@ -18,22 +18,21 @@ class Plan:
     seconds: float | None
     tokens_per_step: int
     steps_per_epoch: float
+    words_per_step: float
 
     @staticmethod
-    def of(recipe: Recipe, blocks_per_epoch: int) -> "Plan":
+    def of(recipe: Recipe, blocks_per_epoch: int, words_per_token: float) -> "Plan":
         """Raises RecipeError where two amounts cannot be compared, e.g. a decay in steps of a run in minutes."""
         tokens_per_step = recipe.train.batch_size * recipe.data.block_size
         steps_per_epoch = blocks_per_epoch / recipe.train.batch_size
+        rates = (tokens_per_step, steps_per_epoch, tokens_per_step * words_per_token)
         duration = recipe.train.duration
         if duration.unit == "seconds":
-            plan = Plan(None, duration.value, tokens_per_step, steps_per_epoch)
+            plan = Plan(None, duration.value, *rates)
         else:
-            steps = {
-                "steps": duration.value,
-                "tokens": duration.value / tokens_per_step,
-                "epochs": duration.value * steps_per_epoch,
-            }[duration.unit]
-            plan = Plan(max(1, math.ceil(steps - 1e-9)), None, tokens_per_step, steps_per_epoch)
+            steps = Plan(None, None, *rates).in_steps(duration)
+            assert steps is not None
+            plan = Plan(max(1, math.ceil(steps - 1e-9)), None, *rates)
         if plan.share(recipe.schedule.warmup, "schedule.warmup") >= 1:
             log.warning("schedule.warmup: %s is the whole run or more", recipe.schedule.warmup)
         if recipe.schedule.name == "wsd":
@@ -47,6 +46,8 @@ class Plan:
                 return amount.value
             case "tokens":
                 return amount.value / self.tokens_per_step
+            case "words":
+                return amount.value / self.words_per_step
             case "epochs":
                 return amount.value * self.steps_per_epoch
             case "percent":
@@ -83,10 +84,15 @@ class Plan:
         """Whether something that happens `every` so often happens after this step."""
         steps = self.in_steps(every)
         if steps is not None:
-            return step % max(1, round(steps)) == 0
+            return passed(step, steps) > passed(step - 1, steps)
         period = self.in_seconds(every)
         assert period is not None
         return int(seconds / period) > int(seconds_before / period)
+
+
+def passed(amount: float, every: float) -> int:
+    """How many times `every` has gone by after `amount`; an `every` that was divided may be off by rounding."""
+    return int(amount / every + 1e-9)
 
 
 def learning_rate_factor(schedule: Schedule, plan: Plan, step: int, seconds: float) -> float:

@@ -1,0 +1,251 @@
+"""The model card: a README.md that says what the model is and how it was made, with nothing left to fill in.
+
+It is made from what the run recorded (report.json, recipe.yaml, metrics.jsonl) and holds no path, host or user name.
+Its last line carries a hash of the rest, so that a card that somebody edited is known as such and kept.
+"""
+
+import hashlib
+import json
+import logging
+import re
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from hfpretrain import recipe as recipes
+from hfpretrain import strict_yaml
+from hfpretrain.amounts import count, span
+from hfpretrain.files import write_whole
+from hfpretrain.run import Run
+
+log = logging.getLogger(__name__)
+
+GREY, BLUE, ORANGE = "#797979", "#3b82f6", "#e0731d"
+"""Seen on white as well as on black: each has a contrast of at least 3 to both."""
+
+_MARK = "<!-- Written by hfpretrain, and anew with each push; an edited card is kept. sha256:{} -->\n"
+_MARKED = re.compile(re.escape(_MARK).replace(r"\{\}", "([0-9a-f]{64})") + r"\Z")
+_HOME = "https://huggingface.co"
+_TASKS = {"mlm": "fill-mask", "clm": "text-generation"}
+
+
+def write_card(run: Run, repo_id: str | None = None) -> None:
+    """Writes README.md and the picture of the training curve into a finished run; an edited card is kept, and said.
+
+    `repo_id` is where the model can be loaded from; without it the card's snippet loads the folder that it lies in.
+    """
+    report, recipe = run.report(), recipes.load(run.recipe_file)
+    if run.card_file.exists() and not generated(run.card_file.read_text(encoding="utf-8", errors="replace")):
+        log.info("%s was edited, and is kept as it is", run.card_file)
+        return
+    _draw_curve(run, report)
+    text = f"---\n{_metadata(report, recipe).to_yaml()}\n---\n\n{_body(report, recipe, repo_id)}\n"
+    write_whole(run.card_file, text + _MARK.format(hashlib.sha256(text.encode()).hexdigest()))
+
+
+def generated(card: str) -> bool:
+    """Whether a card is as `write_card` wrote it."""
+    card = card.replace("\r\n", "\n")
+    mark = _MARKED.search(card)
+    return mark is not None and mark[1] == hashlib.sha256(card[: mark.start()].encode()).hexdigest()
+
+
+def _metadata(report: dict[str, Any], recipe: recipes.Recipe) -> ModelCardData:
+    datasets = sorted({source["dataset"] for source in report["sources"] if source["dataset"]})
+    language = recipe.hub.language
+    return ModelCardData(
+        language=list(language) if isinstance(language, tuple) else language,
+        license=recipe.hub.license,
+        library_name="transformers",
+        pipeline_tag=_TASKS[report["objective"]],
+        tags=["hfpretrain", report["architecture"]],
+        datasets=datasets or None,
+        base_model=report["base_model"],
+        model_name=report["name"],
+        eval_results=[
+            EvalResult(
+                task_type=_TASKS[report["objective"]],
+                dataset_type=datasets[0] if len(datasets) == len(report["sources"]) == 1 else "custom",
+                dataset_name="held-out part of the training data",
+                metric_type=name,
+                metric_name=name,
+                metric_value=round(report[f"validation_{name}"], 6),
+            )
+            for name in ("loss", "perplexity", "accuracy")
+            if f"validation_{name}" in report
+        ]
+        or None,
+    )
+
+
+def _body(report: dict[str, Any], recipe: recipes.Recipe, repo_id: str | None) -> str:
+    masked = report["objective"] == "mlm"
+    what = (
+        "masked language model, which fills in missing words"
+        if masked
+        else "causal language model, which continues text"
+    )
+    base = report["base_model"]
+    started = f", continued from [{base}]({_HOME}/{base})" if base else ", trained from scratch"
+    started = ", continued from other weights" if recipe.model.from_ and not base else started
+    where = "" if repo_id else " Run it in the folder of this model, or put the model's name in place of the dot."
+    sections = [
+        f"# {report['name']}",
+        f"A {what}: {report['architecture']} with {count(report['parameters'])} parameters{started}.",
+        "## Use",
+        f"With Transformers alone.{where}",
+        _fenced(_snippet(report, repo_id or "."), "python"),
+        *_evaluation(report),
+        *_samples(report),
+        "## Training",
+        "![Loss over the tokens seen](training_curve.png)",
+        _table(["", ""], _facts(report, recipe)),
+        "### Data",
+        _table(["source", "documents", "tokens", "words"], _data_rows(report)),
+        f"{report['training_tokens']:,} tokens were for training and {report['validation_tokens']:,} were held out, "
+        f"in whole documents where there are several. Fingerprint of documents and cut: "
+        f"`{report['data_fingerprint']}`.",
+        "## Reproduce",
+        "Save the recipe as `recipe.yaml` and train. The order of the data, the masks and the first weights follow "
+        "from the seed; equal data has the fingerprint above.",
+        _fenced(strict_yaml.write(shareable(report, recipe)), "yaml"),
+        _fenced(_command(report, recipe), "sh"),
+        _table(["library", "version"], [[name, version] for name, version in report["versions"].items()]),
+    ]
+    return "\n\n".join(section for section in sections if section)
+
+
+def _snippet(report: dict[str, Any], place: str) -> str:
+    example = report["example"]
+    if report["objective"] == "mlm":
+        text = json.dumps(example.replace("[MASK]", report["mask_token"]), ensure_ascii=False)
+        return (
+            "from transformers import pipeline\n\n"
+            f'fill = pipeline("fill-mask", model="{place}")\n'
+            f"for guess in fill({text}):\n"
+            '    print(guess["token_str"], guess["score"])'
+        )
+    return (
+        "from transformers import pipeline\n\n"
+        f'generate = pipeline("text-generation", model="{place}")\n'
+        f"answer = generate({json.dumps(example, ensure_ascii=False)}, max_new_tokens=20, do_sample=False)\n"
+        'print(answer[0]["generated_text"])'
+    )
+
+
+def _evaluation(report: dict[str, Any]) -> list[str]:
+    if "validation_loss" not in report:
+        return []
+    targets = "masked tokens" if report["objective"] == "mlm" else "next tokens"
+    rows = [
+        ["loss (nats per token)", f"{report['validation_loss']:.4f}"],
+        ["perplexity", f"{report['validation_perplexity']:.2f}"],
+        ["accuracy", f"{report['validation_accuracy']:.1%}"],
+    ]
+    intro = f"On {report['validation_targets']:,} {targets} of the held-out part of the data, after training."
+    return ["## Evaluation", intro, _table(["measure", "value"], rows)]
+
+
+def _samples(report: dict[str, Any]) -> list[str]:
+    if not report["samples"]:
+        return []
+    lines = []
+    for sample in report["samples"]:
+        if "continuation" in sample:
+            lines.append(f"{sample['text']} → {sample['continuation']}")
+        else:
+            guesses = ", ".join(f"{token} {probability:.1%}" for token, probability in sample["fills"])
+            lines.append(f"{sample['text']} → {guesses}")
+    intro = "The likeliest words for a mask." if report["objective"] == "mlm" else "The likeliest continuation."
+    return ["## Samples", f"{intro} The texts begin like held-out ones.", _fenced("\n\n".join(lines), "text")]
+
+
+def _facts(report: dict[str, Any], recipe: recipes.Recipe) -> list[list[str]]:
+    train = recipe.train
+    return [
+        ["steps", f"{report['steps']:,} of {train.batch_size} blocks of {recipe.data.block_size} tokens"],
+        ["tokens seen", f"{report['tokens']:,}"],
+        ["words seen", f"{report['words']:,}"],
+        ["attention", "within documents" if report["packing"] == "documents" else "across documents"],
+        ["optimizer", f"{recipe.optimizer.name}, learning rate {recipe.optimizer.lr:g}, {recipe.schedule.name}"],
+        ["precision", report["precision"]],
+        ["hardware", report["device"] + (f", {report['processes']} processes" if report["processes"] > 1 else "")],
+        ["time", span(report["seconds"])],
+        ["compute", f"{report['flops']:.2g} FLOPs (6 per parameter and token)"],
+    ]
+
+
+def _data_rows(report: dict[str, Any]) -> list[list[str]]:
+    return [
+        [source["name"], *(f"{source[key]:,}" for key in ("documents", "tokens", "words"))]
+        for source in report["sources"]
+    ]
+
+
+def _command(report: dict[str, Any], recipe: recipes.Recipe) -> str:
+    local = [number for number, source in enumerate(report["sources"]) if source["name"].startswith("local")]
+    files = "".join(f" data.sources.{number}.files=PATH" for number in local)
+    return f"pip install hfpretrain=={report['versions']['hfpretrain']}\nhfpretrain train recipe.yaml{files}"
+
+
+def shareable(report: dict[str, Any], recipe: recipes.Recipe) -> dict[str, Any]:
+    """The recipe without what belongs to one machine or account: local paths, where it was written and pushed to."""
+    mapping = recipes.to_mapping(recipe)
+    for key in ("output_dir", "hub", "trackers"):
+        mapping.pop(key)
+    validation = mapping["data"]["validation"]
+    sources = [*mapping["data"]["sources"], *(validation if isinstance(validation, list) else [])]
+    for source in sources:
+        if source.get("files"):
+            source["files"] = "PATH"
+        if source.get("hub") and source["hub"] not in {known["dataset"] for known in report["sources"]}:
+            source["hub"] = "PATH"
+    for key, known in (("model", "base_model"), ("tokenizer", "base_tokenizer")):
+        if mapping[key].get("from"):
+            mapping[key]["from"] = report[known] or "PATH"
+    shared: dict[str, Any] = _without_nulls(mapping)
+    return shared
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item not in (None, {}, [])}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _fenced(text: str, language: str) -> str:
+    """A code block, with a fence that the text does not hold."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+
+
+def _draw_curve(run: Run, report: dict[str, Any]) -> None:
+    """Training and validation loss over the tokens seen, on no background, in colours for light and dark pages."""
+    from matplotlib.figure import Figure  # most of a second, and only a finished run needs it
+
+    lines, per_step = run.metrics(), report["tokens"] / max(report["steps"], 1)
+    figure = Figure(figsize=(8, 4.2), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    for key, label, colour, style in (
+        ("loss", "training", BLUE, {"linewidth": 1.2}),
+        ("validation_loss", "held out", ORANGE, {"marker": "o", "markersize": 4, "linewidth": 1.6}),
+    ):
+        points = [(line["step"] * per_step, line[key]) for line in lines if key in line]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, color=colour, **style)
+    axes.set_xlabel("tokens seen", color=GREY)
+    axes.set_ylabel("loss (nats per token)", color=GREY)
+    axes.xaxis.set_major_formatter(lambda value, place: count(value))
+    axes.tick_params(colors=GREY)
+    axes.grid(color=GREY, alpha=0.25, linewidth=0.6)
+    for name, spine in axes.spines.items():
+        spine.set_visible(name in ("left", "bottom"))
+        spine.set_color(GREY)
+    if axes.lines:
+        axes.legend(frameon=False, labelcolor=GREY)
+    figure.savefig(run.curve_file, transparent=True)

@@ -1,0 +1,220 @@
+"""The blocks of a recipe as frozen dataclasses, with every default.
+
+The docstring under a field is its description in the JSON Schema and the reference: there is no other place for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from hfpretrain.amounts import Amount
+from hfpretrain.recipe_types import Range
+
+WholeNumber = Annotated[int, Range(minimum=1)]
+Positive = Annotated[float, Range(above=0)]
+NotNegative = Annotated[float, Range(minimum=0)]
+Share = Annotated[float, Range(minimum=0, maximum=1)]
+BelowOne = Annotated[float, Range(minimum=0, below=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """The network: an architecture to start from scratch, or existing weights to go on from."""
+
+    architecture: str | None = None
+    """Any model type of AutoModelForMaskedLM or AutoModelForCausalLM: bert, modernbert, gpt2, llama, ..."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """Given to that architecture's configuration as it is, e.g. {hidden_size: 256, num_hidden_layers: 4}."""
+    from_: str | None = field(default=None, metadata={"alias": "from"})
+    """Go on from these weights instead: a folder, a run, or org/name on the Hub."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokenizer:
+    """How text becomes tokens: trained on the data, or an existing one."""
+
+    algorithm: Literal["bpe", "wordpiece", "unigram", "char", "byte"] | None = None
+    """What to train on the data. Default: wordpiece for mlm, bpe for clm."""
+    vocab_size: Annotated[int, Range(minimum=8)] = 4096
+    """Words of the trained vocabulary at most, special tokens included (char and byte need no size)."""
+    lowercase: bool = False
+    """Fold the text to lower case before splitting it."""
+    from_: str | None = field(default=None, metadata={"alias": "from"})
+    """An existing tokenizer instead: a folder or org/name. The default with model.from is the model's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One place that documents come from: exactly one of builtin, files and hub."""
+
+    builtin: Literal["everyday"] | None = None
+    """A corpus that ships with hfpretrain: everyday English from a grammar with known probabilities."""
+    size: str | None = None
+    """How much of the builtin corpus to generate, e.g. 3MB (the default)."""
+    files: str | tuple[str, ...] | None = None
+    """Local files: a path, a folder, a glob (`corpus/**/*.jsonl.gz`) or a list of them. Relative
+    paths are taken from the working directory."""
+    hub: str | None = None
+    """A data set on the Hub: org/dataset."""
+    subset: str | None = None
+    """The Hub data set's configuration name."""
+    split: str = "train"
+    """The Hub data set's split."""
+    streaming: bool = False
+    """Read the Hub data set while training instead of before it."""
+    text_column: str = "text"
+    """The column (or JSON key) that holds the text."""
+    prompt_column: str | None = None
+    """The column of prompts; together with completion_column, only the completion is learnt."""
+    completion_column: str | None = None
+    """The column of completions."""
+    documents: Literal["file", "paragraph", "line"] = "file"
+    """What a text file is: one document, or one per paragraph or line."""
+    weight: Positive | None = None
+    """Share of the training tokens, relative to the other sources. Without any weight every source is
+    seen once an epoch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """What is read, what is held out, and how documents become blocks."""
+
+    sources: tuple[Source, ...] = ()
+    """One or more sources."""
+    validation: Amount | tuple[Source, ...] = Amount.percent(1)
+    """Held out for evaluation: a share of whole documents, chosen by the seed (of a single document its
+    tail), 0% for none, or a list of sources of its own."""
+    block_size: Annotated[int, Range(minimum=2)] = 128
+    """Tokens per block, the unit of shuffling and the model's context in training."""
+    packing: Literal["auto", "documents", "concat"] = "auto"
+    """documents: attention stays within a document. concat: it does not. auto: documents where that is
+    proven to work for the model, else concat, and a line says so."""
+    on_bad_rows: Literal["error", "skip"] = "error"
+    """What to do with a row that cannot be read: stop, or skip it, counted and reported."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masking:
+    """Which tokens the model has to guess (mlm only)."""
+
+    rate: Annotated[float, Range(above=0, maximum=1)] = 0.15
+    """Share of the tokens that are chosen as targets."""
+    mask: Share = 0.8
+    """Share of the chosen ones that are replaced by the mask token."""
+    random: Share = 0.1
+    """Share of the chosen ones that are replaced by a random token; the rest stay as they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """How long, how large a step, and in which arithmetic."""
+
+    duration: Amount = Amount.steps(1000)
+    """How long to train: steps, tokens, epochs or minutes."""
+    batch_size: WholeNumber = 64
+    """Blocks per step, over all processes and micro-batches."""
+    micro_batch_size: WholeNumber | Literal["auto"] = "auto"
+    """Blocks that a device sees at once; a step accumulates as many as it takes."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the forward and backward pass; the weights stay in fp32."""
+    compile: bool | Literal["auto"] = "auto"
+    """torch.compile; auto compiles on CUDA."""
+    gradient_clip: NotNegative = 1.0
+    """Largest norm of the gradient; 0 does not clip."""
+    log_every: WholeNumber = 10
+    """Steps between two lines of metrics."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """What turns gradients into new weights."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    """The method."""
+    lr: Positive = 1e-3
+    """Peak learning rate."""
+    weight_decay: NotNegative = 0.1
+    """Decay of the weight matrices; norms, biases and embeddings have none."""
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.95)
+    """Adam's decay rates of the first and second moment."""
+    eps: Positive = 1e-8
+    """Adam's epsilon."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How the learning rate moves over a run."""
+
+    name: Literal["wsd", "cosine", "linear", "constant"] = "wsd"
+    """wsd: warm-up, stable, decay. cosine, linear: down over the whole run. constant: warm-up only."""
+    warmup: Amount = Amount.percent(5)
+    """Rises from zero over this much of the run."""
+    decay: Amount = Amount.percent(20)
+    """wsd only: falls over this much of the run at its end."""
+    final: Share = 0.0
+    """Share of the peak learning rate that is left at the end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """When the held-out data is looked at. The end of a run always is."""
+
+    every: Amount = Amount.percent(10)
+    """Steps, tokens, epochs, minutes or percent of the run between two evaluations."""
+    max_tokens: WholeNumber | None = None
+    """Evaluate on this many held-out tokens at most while training; the last evaluation takes them all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoints:
+    """When the run is saved, so that it can go on."""
+
+    every: Amount = Amount.percent(20)
+    """Steps, tokens, epochs, minutes or percent of the run between two checkpoints."""
+    keep: WholeNumber = 2
+    """How many of the newest checkpoints stay."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hub:
+    """Where the model is pushed to, and what its card says there."""
+
+    repo_id: str | None = None
+    """org/name; null pushes nothing."""
+    private: bool = True
+    """Create the repository as a private one."""
+    push: Literal["final", "checkpoints"] = "final"
+    """Push the finished model, or every checkpoint as well, each to a branch of its own."""
+    name_by: Literal["step", "words"] = "step"
+    """How those branches are called: step-400, or by the words seen so far as BabyLM asks, chck_10M."""
+    license: str | None = None
+    """The model's licence on its card, as the Hub writes it: mit, apache-2.0, cc-by-4.0, ..."""
+    language: str | tuple[str, ...] | None = None
+    """The text's language or languages on the card, as ISO 639 codes: en, or [en, de]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that a run is made from."""
+
+    objective: Literal["clm", "mlm"]
+    """clm: next-word prediction. mlm: masked language modeling."""
+    data: Data
+    name: str = ""
+    """What the run is called. Default: the file's stem."""
+    seed: Annotated[int, Range(minimum=0, below=2**63)] = 0
+    """Order, masks, initial weights and held-out documents follow from it."""
+    output_dir: str = ""
+    """The run directory. Default: runs/<name>."""
+    model: Model = Model()
+    tokenizer: Tokenizer = Tokenizer()
+    masking: Masking = Masking()
+    train: Train = Train()
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    evaluation: Evaluation = Evaluation()
+    checkpoints: Checkpoints = Checkpoints()
+    trackers: tuple[str, ...] = ()
+    """Accelerate's names of experiment trackers: tensorboard, wandb, trackio, ..."""
+    hub: Hub = Hub()

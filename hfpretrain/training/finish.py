@@ -1,0 +1,99 @@
+"""The end of a run: the model in the run's root, what it came to in report.json, and its card."""
+
+import json
+import logging
+from typing import Any
+
+import numpy as np
+
+from hfpretrain import hardware
+from hfpretrain.amounts import span
+from hfpretrain.card import write_card
+from hfpretrain.data.batches import Row
+from hfpretrain.data.blocks import PADDING
+from hfpretrain.evaluation import Evaluated
+from hfpretrain.files import write_whole
+from hfpretrain.inference import CausalLM, load
+from hfpretrain.run import Run
+from hfpretrain.training.checkpoint import save_model
+from hfpretrain.training.session import Session
+
+log = logging.getLogger(__name__)
+
+SAMPLES = 3
+BEGINNING = 5
+"""Words of a text that a sample begins with."""
+
+
+def finish(session: Session, step: int, seconds: float, evaluated: Evaluated | None) -> None:
+    """Saves the model into the run's root, then report.json, which says that the run is finished, then the card."""
+    accelerator, run, plan = session.accelerator, session.run, session.plan
+    if accelerator.is_main_process:
+        losses = [line["loss"] for line in run.metrics() if "loss" in line]
+        tokens = step * plan.tokens_per_step
+        examples = example_texts(session)
+        report = {
+            "state": "finished",
+            **session.facts,
+            "steps": step,
+            "tokens": tokens,
+            "words": round(step * plan.words_per_step),
+            "seconds": round(seconds, 1),
+            "flops": 6 * session.facts["parameters"] * tokens,
+            "loss": losses[-1] if losses else None,
+            **(evaluated.as_dict() if evaluated else {}),
+            "peak_memory_bytes": hardware.peak_memory(accelerator.device),
+            "example": examples[0],
+            "mask_token": session.tokenizer.mask_token,
+        }
+        save_model(run.path, accelerator.unwrap_model(session.model, keep_torch_compile=False), session.tokenizer)
+        report["samples"] = samples(run, examples)
+        write_whole(run.report_file, json.dumps(report, indent=1) + "\n")
+        try:
+            write_card(run)
+        except Exception as error:  # the model is there: a picture that cannot be drawn must not fail the run
+            log.warning("the model card could not be written (%s: %s); a push tries again", type(error).__name__, error)
+        log.info("finished %d steps in %s; the run is in %s", step, span(seconds), run.path)
+    accelerator.wait_for_everyone()
+
+
+def example_texts(session: Session) -> list[str]:
+    """Texts to try the model with, of the held-out data if there is some: beginnings, for mlm with a word masked."""
+    batches = session.batches
+    if batches.validation:
+        rows = batches.validation_rows(range(min(SAMPLES, len(batches.validation))))
+    else:
+        blocks = batches.parts[0]
+        rows = [Row(blocks[number], 0) for number in range(min(SAMPLES, len(blocks)))]
+    return [example_text(session, row) for row in rows]
+
+
+def example_text(session: Session, row: Row) -> str:
+    """The first words of a document that begins in the block; of a prompt and completion pair all of the prompt."""
+    block, tokenizer = row.block, session.tokenizer
+    lengths = np.bincount(block.documents[block.documents != PADDING])
+    lengths[0] = lengths[0] if len(lengths) == 1 else 0  # it may have begun in the block before
+    shown = block.documents == lengths.argmax()
+    if session.batches.parts[0].paired:
+        shown = (block.documents == 0) & ~block.targets
+    words = tokenizer.decode(block.token_ids[shown][:40].tolist(), skip_special_tokens=True).split()
+    words = words[:BEGINNING] or ["The"]
+    if session.recipe.objective == "mlm":
+        words[len(words) // 2] = "[MASK]"
+    return " ".join(words)
+
+
+def samples(run: Run, examples: list[str]) -> list[dict[str, Any]]:
+    """What the saved model makes of the examples: the proof that it loads, too."""
+    found: list[dict[str, Any]] = []
+    try:
+        llm = load(run.path, device="cpu")
+        for text in examples:
+            if isinstance(llm, CausalLM):
+                found.append({"text": text, "continuation": llm.generate(text, max_new_tokens=24)})
+            else:
+                first_mask = llm.fill(text, top_k=3)[0]
+                found.append({"text": text, "fills": [[each.token, each.probability] for each in first_mask]})
+    except Exception as error:  # the model is saved: what cannot be shown of it must not fail the run
+        log.warning("the card will lack samples (%s: %s)", type(error).__name__, error)
+    return found
