@@ -38,7 +38,8 @@ def write_card(run: Run, repo_id: str | None = None) -> None:
     if run.card_file.exists() and not generated(run.card_file.read_text(encoding="utf-8", errors="replace")):
         log.info("%s was edited, and is kept as it is", run.card_file)
         return
-    _draw_curve(run, report)
+    if repo_id is None or not run.curve_file.exists():
+        _draw_curve(run, report)
     text = f"---\n{_metadata(report, recipe).to_yaml()}\n---\n\n{_body(report, recipe, repo_id)}\n"
     write_whole(run.card_file, text + _MARK.format(hashlib.sha256(text.encode()).hexdigest()))
 
@@ -66,7 +67,7 @@ def _metadata(report: dict[str, Any], recipe: recipes.Recipe) -> ModelCardData:
             EvalResult(
                 task_type=_TASKS[report["objective"]],
                 dataset_type=datasets[0] if len(datasets) == len(report["sources"]) == 1 else "custom",
-                dataset_name="held-out part of the training data",
+                dataset_name=_held_out(recipe),
                 metric_type=name,
                 metric_name=name,
                 metric_value=round(report[f"validation_{name}"], 6),
@@ -76,6 +77,11 @@ def _metadata(report: dict[str, Any], recipe: recipes.Recipe) -> ModelCardData:
         ]
         or None,
     )
+
+
+def _held_out(recipe: recipes.Recipe) -> str:
+    own = not isinstance(recipe.data.validation, recipes.Amount)
+    return "validation data of its own" if own else "held-out part of the training data"
 
 
 def _body(report: dict[str, Any], recipe: recipes.Recipe, repo_id: str | None) -> str:
@@ -95,16 +101,15 @@ def _body(report: dict[str, Any], recipe: recipes.Recipe, repo_id: str | None) -
         "## Use",
         f"With Transformers alone.{where}",
         _fenced(_snippet(report, repo_id or "."), "python"),
-        *_evaluation(report),
+        *_evaluation(report, recipe),
         *_samples(report),
         "## Training",
         "![Loss over the tokens seen](training_curve.png)",
         _table(["", ""], _facts(report, recipe)),
         "### Data",
         _table(["source", "documents", "tokens", "words"], _data_rows(report)),
-        f"{report['training_tokens']:,} tokens were for training and {report['validation_tokens']:,} were held out, "
-        f"in whole documents where there are several. Fingerprint of documents and cut: "
-        f"`{report['data_fingerprint']}`.",
+        f"{report['training_tokens']:,} tokens for training, {report['validation_tokens']:,} for validation. "
+        f"Fingerprint of the data: `{report['data_fingerprint']}`.",
         "## Reproduce",
         "Save the recipe as `recipe.yaml` and train. The order of the data, the masks and the first weights follow "
         "from the seed; equal data has the fingerprint above.",
@@ -133,7 +138,7 @@ def _snippet(report: dict[str, Any], place: str) -> str:
     )
 
 
-def _evaluation(report: dict[str, Any]) -> list[str]:
+def _evaluation(report: dict[str, Any], recipe: recipes.Recipe) -> list[str]:
     if "validation_loss" not in report:
         return []
     targets = "masked tokens" if report["objective"] == "mlm" else "next tokens"
@@ -142,7 +147,7 @@ def _evaluation(report: dict[str, Any]) -> list[str]:
         ["perplexity", f"{report['validation_perplexity']:.2f}"],
         ["accuracy", f"{report['validation_accuracy']:.1%}"],
     ]
-    intro = f"On {report['validation_targets']:,} {targets} of the held-out part of the data, after training."
+    intro = f"On {report['validation_targets']:,} {targets} ({_held_out(recipe)}), after training."
     return ["## Evaluation", intro, _table(["measure", "value"], rows)]
 
 
@@ -157,7 +162,11 @@ def _samples(report: dict[str, Any]) -> list[str]:
             guesses = ", ".join(f"{token} {probability:.1%}" for token, probability in sample["fills"])
             lines.append(f"{sample['text']} → {guesses}")
     intro = "The likeliest words for a mask." if report["objective"] == "mlm" else "The likeliest continuation."
-    return ["## Samples", f"{intro} The texts begin like held-out ones.", _fenced("\n\n".join(lines), "text")]
+    return [
+        "## Samples",
+        f"{intro} Each text is how a document of the data begins.",
+        _fenced("\n\n".join(lines), "text"),
+    ]
 
 
 def _facts(report: dict[str, Any], recipe: recipes.Recipe) -> list[list[str]]:

@@ -1,0 +1,409 @@
+"""Pushing, with the real huggingface_hub against a Hub on loopback: whole, repeatable, private, and never in the way.
+
+The client is never replaced; what goes wrong is what the server does, and processes are killed for real.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import Command
+from loopback_hub import TOKEN, Fault, LoopbackHub, Request
+from tiny import LLAMA, tiny_recipe, tiny_run
+
+from hfpretrain.recipe import dump
+from hfpretrain.run import Run
+
+MODEL = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+CARD = {"README.md", "training_curve.png"}
+
+
+@pytest.fixture
+def hub() -> Iterator[LoopbackHub]:
+    with LoopbackHub() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return tiny_run(tmp_path_factory.mktemp("finished"), "clm", "train.duration=2", name="small")
+
+
+@pytest.fixture
+def no_canary(tmp_path: Path, finished: Run, hub: LoopbackHub) -> Iterator[list[str]]:
+    """Texts that a test saw go into the list; the token is in none, nor in any file here or on the Hub."""
+    seen: list[str] = []
+    yield seen
+    files = [path for folder in (tmp_path, finished.path) for path in folder.rglob("*") if path.is_file()]
+    pushed = [
+        file.content for each in hub.repositories.values() for files in each.commits.values() for file in files.values()
+    ]
+    assert not [text for text in seen if TOKEN in text]
+    assert not [path for path in files if TOKEN.encode() in path.read_bytes()]
+    assert not [content for content in pushed if TOKEN.encode() in content]
+    assert len(files) > 5
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file of a model and its card."""
+    names = MODEL | CARD
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir() if path.name in names}
+
+
+def on_hub(hub: LoopbackHub, name: str, revision: str = "main") -> dict[str, str]:
+    files = hub.repositories[name].files(revision)
+    assert files is not None, f"{name} has no {revision}"
+    return {path: hashlib.sha256(file.content).hexdigest() for path, file in files.items() if path != ".gitattributes"}
+
+
+def everything(folder: Path) -> dict[str, str]:
+    """Every file of a run but the card, in which a push writes where the model is."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != "README.md"]
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def test_a_push_and_a_second_one_that_sends_nothing(
+    hub: LoopbackHub, finished: Run, hfpretrain: Command, no_canary: list[str]
+) -> None:
+    first = hfpretrain("push", finished.path, "tester/small", **hub.environment())
+    assert first.returncode == 0, first.stderr
+    assert first.stdout == f"{hub.url}/tester/small\n"
+    assert hub.repositories["tester/small"].private
+    assert on_hub(hub, "tester/small") == hashes(finished.path)
+    assert set(on_hub(hub, "tester/small")) == MODEL | CARD, "nothing but the model and its card"
+    sent, commits = hub.sent, len(hub.repositories["tester/small"].commits)
+    assert sent > (finished.path / "model.safetensors").stat().st_size
+    second = hfpretrain("push", finished.path, "tester/small", **hub.environment())
+    assert second.returncode == 0, second.stderr
+    assert (hub.sent, len(hub.repositories["tester/small"].commits)) == (sent, commits)
+    assert "the Hub has all of it already" in second.stderr
+    no_canary += [first.stdout, first.stderr, second.stdout, second.stderr]
+
+
+def test_options_of_a_push(hub: LoopbackHub, finished: Run, hfpretrain: Command) -> None:
+    options = ("--public", "--revision", "second-try", "--message", "A second try")
+    done = hfpretrain("push", finished.path, "small", *options, **hub.environment())
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{hub.url}/tester/small/tree/second-try\n", "a name alone is one of the account's own"
+    repository = hub.repositories["tester/small"]
+    assert not repository.private
+    assert repository.messages[-1] == "A second try"
+    assert on_hub(hub, "tester/small", "second-try") == hashes(finished.path)
+    assert on_hub(hub, "tester/small", "main") == {}
+    private = hfpretrain("push", finished.path, "tester/small", **hub.environment())
+    assert private.returncode == 1
+    assert "tester/small is public" in private.stderr
+    assert "--public" in private.stderr
+    assert on_hub(hub, "tester/small", "main") == {}
+
+
+def killed_push(hub: LoopbackHub, folder: Path, run: Run, number: int, *, after: bool) -> bool:
+    """A push whose process is killed at the request of that number, before or after the Hub's work; False if it ended
+    before there was one."""
+    command = [sys.executable, "-m", "hfpretrain", "push", str(run.path), "tester/small"]
+    with subprocess.Popen(
+        command, cwd=folder, env=os.environ | hub.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+
+        def kill(count: int, request: Request) -> Fault | None:
+            if count < number:
+                return None
+            if not after:
+                process.kill()
+            return Fault(after=after)
+
+        hub.fault = kill
+        if after:  # the answer is lost, and then the process
+            while process.poll() is None and len(hub.requests) <= number:
+                time.sleep(0.01)
+            process.kill()
+        process.wait(timeout=60)
+    hub.fault = lambda count, request: None
+    return process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["request", "answer"])
+def test_a_push_cut_off_at_each_request_in_turn(
+    tmp_path: Path, finished: Run, hfpretrain: Command, after: bool, no_canary: list[str]
+) -> None:
+    """Killed as the request comes, or as its answer should: the same command then brings it to the same end."""
+    before = everything(finished.path)
+    number, commits = 0, set()
+    while True:
+        with LoopbackHub() as hub:
+            cut = killed_push(hub, tmp_path, finished, number, after=after)
+            if not cut:
+                break
+            again = hfpretrain("push", finished.path, "tester/small", **hub.environment())
+            assert again.returncode == 0, again.stderr
+            assert on_hub(hub, "tester/small") == hashes(finished.path)
+            commits.add(len(hub.repositories["tester/small"].commits))
+            no_canary.append(again.stderr)
+        number += 1
+    assert number >= 9, "whoever broke it off at every request"
+    assert commits == {2}, "one commit of the Hub's own and one of ours, however often it was tried"
+    assert everything(finished.path) == before
+
+
+def test_a_lost_connection_is_tried_again_by_itself(hub: LoopbackHub, finished: Run, hfpretrain: Command) -> None:
+    lost: list[int] = []
+
+    def once(number: int, request: Request) -> Fault | None:
+        if request.method == "PUT" and not lost:
+            lost.append(number)
+            return Fault()
+        return None
+
+    hub.fault = once
+    done = hfpretrain("push", finished.path, "tester/small", **hub.environment())
+    assert lost
+    assert done.returncode == 0, done.stderr
+    assert on_hub(hub, "tester/small") == hashes(finished.path)
+
+
+ERRORS: dict[str, tuple[Fault | None, dict[str, str], str, list[str]]] = {
+    "no token": (None, {"HF_TOKEN": ""}, "tester/small", ["no token", "hf auth login"]),
+    "offline": (None, {"HF_HUB_OFFLINE": "1"}, "tester/small", ["HF_HUB_OFFLINE is set", "unset it"]),
+    "unknown token (401)": (None, {"HF_TOKEN": "hf_other"}, "tester/small", ["401", "HF_TOKEN"]),
+    "not one's own name (403)": (None, {}, "somebody/small", ["403", "write access"]),
+    "repository gone (404)": (Fault(404), {}, "tester/small", ["404", "check the name"]),
+    "changed meanwhile (409)": (Fault(409), {}, "tester/small", ["409", "by somebody else", "the same push again"]),
+    "too many requests (429)": (Fault(429), {}, "tester/small", ["429", "wait some minutes"]),
+    "out of order (500)": (Fault(500), {}, "tester/small", ["500", "try again later"]),
+    "away (503)": (Fault(503), {}, "tester/small", ["503", "try again later"]),
+    "no answer": (Fault(503, seconds=3), {"HF_HUB_DOWNLOAD_TIMEOUT": "1"}, "tester/small", ["did not answer in time"]),
+    "connection lost": (Fault(), {}, "tester/small", ["connection", "lost", "the same push again"]),
+    "a server that repeats secrets": (Fault(400, f"bad token {TOKEN}"), {}, "tester/small", ["400", "bad token ***"]),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_an_error_of_the_hub_is_a_sentence(
+    hub: LoopbackHub, finished: Run, hfpretrain: Command, case: str, no_canary: list[str]
+) -> None:
+    fault, environment, name, said = ERRORS[case]
+    before = everything(finished.path)
+    hub.fault = lambda number, request: fault if "/commit/" in request.path else None
+    done = hfpretrain("push", finished.path, name, **hub.environment(**environment))
+    assert done.returncode == 1, done.stderr
+    assert done.stdout == ""
+    message = done.stderr[done.stderr.index("error: ") :]
+    assert len(message.splitlines()) == 2, message
+    for words in said:
+        assert words in message
+    assert everything(finished.path) == before
+    no_canary += [done.stderr, done.stdout]
+
+
+def test_nobody_there(finished: Run, hfpretrain: Command) -> None:
+    with LoopbackHub() as hub:
+        gone = hub.environment()
+    done = hfpretrain("push", finished.path, "tester/small", **gone)
+    assert done.returncode == 1
+    assert "the connection to the Hub failed" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_what_cannot_be_pushed_is_said_before_anything_is_sent(
+    tmp_path: Path, hub: LoopbackHub, finished: Run, hfpretrain: Command
+) -> None:
+    broken: dict[str, tuple[str, Callable[[Path], object], str]] = {
+        "cut": ("model.safetensors", lambda path: path.write_bytes(path.read_bytes()[:-10]), "no whole model"),
+        "missing": ("model.safetensors", Path.unlink, "model.safetensors is missing"),
+        "config": ("config.json", lambda path: path.write_text("{"), "no whole model"),
+    }
+    for name, (file, damage, said) in broken.items():
+        shutil.copytree(finished.path, tmp_path / name)
+        damage(tmp_path / name / file)
+        done = hfpretrain("push", name, "tester/small", **hub.environment())
+        assert done.returncode == 2, done.stderr
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr
+    for arguments, said in ((("nowhere", "tester/small"), "no such folder"), ((finished.path, "a/b/c"), "org/name")):
+        done = hfpretrain("push", *arguments, **hub.environment())
+        assert done.returncode == 2, done.stderr
+        assert said in done.stderr
+    checkpoint = tmp_path / "cut" / "checkpoints" / "step-00000002"
+    (checkpoint / "tokenizer.json").write_text("{}")
+    done = hfpretrain("push", checkpoint, "tester/small", **hub.environment())
+    assert done.returncode == 1
+    assert "damaged" in done.stderr
+    assert hub.requests == []
+
+
+def test_three_checkpoints_as_branches_while_it_trains(
+    tmp_path: Path, hub: LoopbackHub, hfpretrain: Command, no_canary: list[str]
+) -> None:
+    """The Hub answers nothing until the run is finished: a training that waited for it would never end."""
+    settings = ["hub={repo_id: tester/run, push: checkpoints}", "checkpoints={every: 4, keep: 1}"]
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(dump(tiny_recipe(tmp_path, "clm", *settings)))
+    run = Run(tmp_path / "runs" / "tiny")
+    held: list[bool] = []
+
+    def hold(number: int, request: Request) -> None:
+        until = time.monotonic() + 60
+        while not run.report_file.exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        held.append(run.report_file.exists())
+
+    hub.fault = hold
+    done = hfpretrain("train", recipe, **hub.environment())
+    assert done.returncode == 0, done.stderr
+    assert held
+    assert all(held)
+    assert set(hub.repositories["tester/run"].branches) == {"main", "step-4", "step-8", "step-12"}
+    assert on_hub(hub, "tester/run") == hashes(run.path)
+    for branch in ("step-4", "step-8", "step-12"):
+        assert set(on_hub(hub, "tester/run", branch)) == MODEL
+    manifest = json.loads((run.checkpoints / "step-00000012" / "manifest.json").read_text())["files"]
+    last = on_hub(hub, "tester/run", "step-12")
+    assert {name: manifest[name]["sha256"] for name in last} == last
+    weights = {
+        branch: on_hub(hub, "tester/run", branch)["model.safetensors"] for branch in ("step-4", "step-8", "main")
+    }
+    assert len(set(weights.values())) == 3, "each is what was learnt by then"
+    assert not list(run.unpushed.iterdir())
+
+    # Loaded by transformers alone, from the Hub, and equal to what was learnt.
+    code = """
+import sys
+sys.modules["hfpretrain"] = None
+import hashlib
+from huggingface_hub import hf_hub_download
+from transformers import AutoModelForCausalLM, AutoTokenizer
+for branch in ("main", "step-4", "step-8", "step-12"):
+    model = AutoModelForCausalLM.from_pretrained("tester/run", revision=branch)
+    tokenizer = AutoTokenizer.from_pretrained("tester/run", revision=branch)
+    inputs = tokenizer("the quick", return_tensors="pt")
+    assert model.generate(**inputs, max_new_tokens=2).shape[1] > inputs["input_ids"].shape[1]
+    file = hf_hub_download("tester/run", "model.safetensors", revision=branch)
+    print(branch, hashlib.sha256(open(file, "rb").read()).hexdigest())
+"""
+    environment = os.environ | hub.environment(HF_HOME=str(tmp_path / "elsewhere"))
+    environment["PYTHONPATH"] = str(Path(__file__).parent / "no_network")
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert loaded.returncode == 0, loaded.stderr
+    found = dict(line.split() for line in loaded.stdout.splitlines())
+    assert found == weights | {"step-12": last["model.safetensors"]}
+    no_canary += [done.stdout, done.stderr, loaded.stdout, loaded.stderr]
+
+
+def test_branches_named_by_the_words_seen(tmp_path: Path, hub: LoopbackHub, hfpretrain: Command) -> None:
+    settings = [
+        "hub={repo_id: tester/baby, push: checkpoints, name_by: words}",
+        "checkpoints.every=1k words",
+        "train.duration=3k words",
+    ]
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(dump(tiny_recipe(tmp_path, "mlm", *settings)))
+    done = hfpretrain("train", recipe, **hub.environment())
+    assert done.returncode == 0, done.stderr
+    assert set(hub.repositories["tester/baby"].branches) == {"main", "chck_1k", "chck_2k", "chck_3k"}
+    report = Run(tmp_path / "runs" / "tiny").report()
+    texts = [json.loads(line)["text"] for line in (tmp_path / "corpus.jsonl").read_text().splitlines()]
+    assert report["sources"][0]["words"] == sum(len(text.split()) for text in texts)
+    assert 3000 <= report["words"] < 3000 + report["words"] / report["steps"]
+
+
+def test_a_training_does_not_fail_because_of_the_hub(
+    tmp_path: Path, hub: LoopbackHub, hfpretrain: Command, no_canary: list[str]
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(dump(tiny_recipe(tmp_path, "clm", "hub={repo_id: tester/run, push: checkpoints}")))
+    hub.fault = lambda number, request: Fault(403, "no")
+    done = hfpretrain("train", recipe, **hub.environment())
+    assert done.returncode == 0, done.stderr
+    assert "training goes on, but tester/run: the Hub refused to write (status 403)" in done.stderr
+    assert done.stderr.count("training goes on") == 1, "said once"
+    run = Run(tmp_path / "runs" / "tiny")
+    assert sorted(path.name for path in run.unpushed.iterdir()) == ["step-10", "step-12", "step-5"]
+    later = re.search(r"push it later with: (hfpretrain push .*)", done.stderr)
+    assert later
+    hub.fault = lambda number, request: None
+    pushed = hfpretrain(*later[1].split()[1:], **hub.environment())
+    assert pushed.returncode == 0, pushed.stderr
+    assert len(pushed.stdout.splitlines()) == 4
+    assert set(hub.repositories["tester/run"].branches) == {"main", "step-5", "step-10", "step-12"}
+    assert on_hub(hub, "tester/run") == hashes(run.path)
+    no_canary += [done.stdout, done.stderr, pushed.stdout, pushed.stderr]
+
+
+def test_a_stopped_run_pushes_what_waits_when_it_goes_on(tmp_path: Path, hub: LoopbackHub, hfpretrain: Command) -> None:
+    """Killed at once with a checkpoint on its way: nothing is lost, and no branch is missing in the end."""
+    settings = ["hub={repo_id: tester/run, push: checkpoints}", "train.duration=200", "checkpoints.every=50"]
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(dump(tiny_recipe(tmp_path, "clm", *settings)))
+    command = [sys.executable, "-m", "hfpretrain", "train", str(recipe)]
+    environment = os.environ | hub.environment()
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL) as process:
+        hub.fault = lambda number, request: process.kill() if "/branch/step-50" in request.path else None
+        process.wait(timeout=120)
+    assert process.returncode == -signal.SIGKILL
+    hub.fault = lambda number, request: None
+    done = hfpretrain("train", recipe, "--resume", **hub.environment())
+    assert done.returncode == 0, done.stderr
+    wanted = {"main", "step-50", "step-100", "step-150", "step-200"}
+    assert set(hub.repositories["tester/run"].branches) == wanted
+    for branch in wanted - {"main"}:
+        assert set(on_hub(hub, "tester/run", branch)) == MODEL
+
+
+def test_cards_that_somebody_edited_are_kept(
+    tmp_path: Path, hub: LoopbackHub, finished: Run, hfpretrain: Command
+) -> None:
+    run = Run(tmp_path / "run")
+    shutil.copytree(finished.path, run.path)
+    environment = hub.environment()
+    assert hfpretrain("push", "run", "tester/small", **environment).returncode == 0
+    files = hub.repositories["tester/small"].files("main")
+    assert files
+    files["README.md"].content += b"A word of my own.\n"
+    done = hfpretrain("push", "run", "tester/small", **environment)
+    assert done.returncode == 0, done.stderr
+    assert "README.md was edited on the Hub, and is kept" in done.stderr
+    assert files["README.md"].content.endswith(b"A word of my own.\n")
+    mine = run.card_file.read_text() + "My own card.\n"
+    run.card_file.write_text(mine)
+    done = hfpretrain("push", "run", "tester/small", **environment)
+    assert "README.md was edited, and is kept" in done.stderr
+    assert run.card_file.read_text() == mine
+    files = hub.repositories["tester/small"].files("main")
+    assert files
+    assert files["README.md"].content.decode() == mine, "what the user wrote here is what the user pushes"
+
+
+def test_weights_of_an_earlier_push_do_not_stay(tmp_path: Path, hub: LoopbackHub, hfpretrain: Command) -> None:
+    """A sharded model after one in a single file: transformers would load the single file."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    run = tiny_run(tmp_path, "clm", f"model={{architecture: llama, config: {LLAMA}}}", "train.duration=1")
+    assert hfpretrain("push", run.path, "tester/small", **hub.environment()).returncode == 0
+    model = AutoModelForCausalLM.from_pretrained(run.path)
+    model.save_pretrained(tmp_path / "sharded", max_shard_size="40KB")
+    AutoTokenizer.from_pretrained(run.path).save_pretrained(tmp_path / "sharded")
+    done = hfpretrain("push", "sharded", "tester/small", **hub.environment())
+    assert done.returncode == 0, done.stderr
+    names = set(on_hub(hub, "tester/small"))
+    assert "model.safetensors.index.json" in names
+    assert "model.safetensors" not in names
+    assert "README.md" in names, "a folder without a card takes none away"
+
+
+def test_a_licence_that_the_hub_does_not_know(tmp_path: Path, hub: LoopbackHub, hfpretrain: Command) -> None:
+    run = tiny_run(tmp_path, "clm", "train.duration=1", "hub.license=mine")
+    done = hfpretrain("push", run.path, "tester/small", **hub.environment())
+    assert done.returncode == 1
+    assert '"license" must be one of' in done.stderr
+    assert "Traceback" not in done.stderr
