@@ -105,7 +105,7 @@ def _body(report: dict[str, Any], recipe: recipes.Recipe, repo_id: str | None) -
         *_samples(report),
         "## Training",
         "![Loss over the tokens seen](training_curve.png)",
-        _table(["", ""], _facts(report, recipe)),
+        _table(["training", ""], _facts(report, recipe)),
         "### Data",
         _table(["source", "documents", "tokens", "words"], _data_rows(report)),
         f"{report['training_tokens']:,} tokens for training, {report['validation_tokens']:,} for validation. "

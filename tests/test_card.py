@@ -65,7 +65,7 @@ def test_the_card_says_what_was_done(runs: dict[str, Run], objective: str) -> No
         report["samples"][0]["text"],
     ):
         assert said in card
-    assert len(report["samples"]) == 3
+    assert report["samples"]
 
 
 def test_nothing_of_this_machine_is_in_it(runs: dict[str, Run], tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ FLOORS = [
 ]
 # Rooms that are parts of another one's module, for length's sake.
 PARTS = {
+    "recipe_blocks": "recipe",
     "recipe_loading": "recipe",
     "recipe_types": "recipe",
     "strict_yaml": "recipe",

@@ -9,8 +9,7 @@ import numpy as np
 from hfpretrain import hardware
 from hfpretrain.amounts import span
 from hfpretrain.card import write_card
-from hfpretrain.data.batches import Row
-from hfpretrain.data.blocks import PADDING
+from hfpretrain.data.blocks import PADDING, Block, BoolArray, IntArray
 from hfpretrain.evaluation import Evaluated
 from hfpretrain.files import write_whole
 from hfpretrain.inference import CausalLM, load
@@ -21,8 +20,10 @@ from hfpretrain.training.session import Session
 log = logging.getLogger(__name__)
 
 SAMPLES = 3
-BEGINNING = 5
-"""Words of a text that a sample begins with."""
+WORDS, TOKENS = {"clm": 5, "mlm": 12}, 64
+"""Of a document that a sample shows: so many words, which are among so many tokens."""
+LOOKED_AT = 50
+"""Blocks in which beginnings of documents are looked for."""
 
 
 def finish(session: Session, step: int, seconds: float, evaluated: Evaluated | None) -> None:
@@ -58,28 +59,35 @@ def finish(session: Session, step: int, seconds: float, evaluated: Evaluated | N
 
 
 def example_texts(session: Session) -> list[str]:
-    """Texts to try the model with, of the held-out data if there is some: beginnings, for mlm with a word masked."""
+    """Texts to try the model with: how documents of the held-out data, if there is some, begin."""
     batches = session.batches
-    if batches.validation:
-        rows = batches.validation_rows(range(min(SAMPLES, len(batches.validation))))
-    else:
-        blocks = batches.parts[0]
-        rows = [Row(blocks[number], 0) for number in range(min(SAMPLES, len(blocks)))]
-    return [example_text(session, row) for row in rows]
+    blocks = batches.validation or batches.parts[0]
+    looked_at = [blocks[number] for number in range(min(LOOKED_AT, len(blocks)))]
+    found = [tokens for block in looked_at if len(tokens := beginning(block, paired=blocks.paired))]
+    found = found[:SAMPLES] or [looked_at[0].token_ids[looked_at[0].documents == 0]]
+    return [example_text(session, tokens) for tokens in found]
 
 
-def example_text(session: Session, row: Row) -> str:
-    """The first words of a document that begins in the block; of a prompt and completion pair all of the prompt."""
-    block, tokenizer = row.block, session.tokenizer
-    lengths = np.bincount(block.documents[block.documents != PADDING])
-    lengths[0] = lengths[0] if len(lengths) == 1 else 0  # it may have begun in the block before
-    shown = block.documents == lengths.argmax()
-    if session.batches.parts[0].paired:
-        shown = (block.documents == 0) & ~block.targets
-    words = tokenizer.decode(block.token_ids[shown][:40].tolist(), skip_special_tokens=True).split()
-    words = words[:BEGINNING] or ["The"]
-    if session.recipe.objective == "mlm":
-        words[len(words) // 2] = "[MASK]"
+def beginning(block: Block, *, paired: bool) -> IntArray:
+    """The longest document that begins in the block, or nothing if it is short; of a pair the prompt."""
+    shown: BoolArray = (block.documents == 0) & ~block.targets
+    if not paired:
+        lengths = np.bincount(block.documents[block.documents != PADDING])
+        lengths[0] = 0  # it may have begun in the block before
+        shown = (block.documents == lengths.argmax()) & (lengths.max() > 2 * WORDS["clm"])
+    tokens: IntArray = block.token_ids[shown]
+    return tokens
+
+
+def example_text(session: Session, tokens: IntArray) -> str:
+    """The first words that the tokens spell; for mlm at most a sentence, with a word in the middle masked."""
+    objective = session.recipe.objective
+    words = session.tokenizer.decode(tokens[:TOKENS].tolist(), skip_special_tokens=True).split() or ["The"]
+    words = words[: WORDS[objective]]
+    if objective == "mlm":
+        ends = [number for number, word in enumerate(words, start=1) if word[-1] in ".!?"]
+        words = words[: ends[0] if ends else None]
+        words[(len(words) - 1) // 2] = "[MASK]"
     return " ".join(words)
 
 
