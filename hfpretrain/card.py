@@ -16,6 +16,7 @@ from hfpretrain import recipe as recipes
 from hfpretrain import strict_yaml
 from hfpretrain.amounts import count, span
 from hfpretrain.files import write_whole
+from hfpretrain.hub import split_revision
 from hfpretrain.run import Run
 
 log = logging.getLogger(__name__)
@@ -25,14 +26,17 @@ GREY, BLUE, ORANGE = "#797979", "#3b82f6", "#e0731d"
 
 _MARK = "<!-- Written by hfpretrain, and anew with each push; an edited card is kept. sha256:{} -->\n"
 _MARKED = re.compile(re.escape(_MARK).replace(r"\{\}", "([0-9a-f]{64})") + r"\Z")
+LOCAL = "local files"
+"""The name of a source that has no place on the Hub."""
 _HOME = "https://huggingface.co"
 _TASKS = {"mlm": "fill-mask", "clm": "text-generation"}
 
 
-def write_card(run: Run, repo_id: str | None = None) -> None:
+def write_card(run: Run, repo_id: str | None = None, revision: str | None = None) -> None:
     """Writes README.md and the picture of the training curve into a finished run; an edited card is kept, and said.
 
-    `repo_id` is where the model can be loaded from; without it the card's snippet loads the folder that it lies in.
+    `repo_id` and `revision` are where the model can be loaded from; without them the card's snippet loads the folder
+    that it lies in.
     """
     report, recipe = run.report(), recipes.load(run.recipe_file)
     if run.card_file.exists() and not generated(run.card_file.read_text(encoding="utf-8", errors="replace")):
@@ -40,7 +44,7 @@ def write_card(run: Run, repo_id: str | None = None) -> None:
         return
     if repo_id is None or not run.curve_file.exists():
         _draw_curve(run, report)
-    text = f"---\n{_metadata(report, recipe).to_yaml()}\n---\n\n{_body(report, recipe, repo_id)}\n"
+    text = f"---\n{_metadata(report, recipe).to_yaml()}\n---\n\n{_body(report, recipe, repo_id, revision)}\n"
     write_whole(run.card_file, text + _MARK.format(hashlib.sha256(text.encode()).hexdigest()))
 
 
@@ -61,7 +65,7 @@ def _metadata(report: dict[str, Any], recipe: recipes.Recipe) -> ModelCardData:
         pipeline_tag=_TASKS[report["objective"]],
         tags=["hfpretrain", report["architecture"]],
         datasets=datasets or None,
-        base_model=report["base_model"],
+        base_model=split_revision(report["base_model"] or "")[0] or None,
         model_name=report["name"],
         eval_results=[
             EvalResult(
@@ -84,15 +88,17 @@ def _held_out(recipe: recipes.Recipe) -> str:
     return "validation data of its own" if own else "held-out part of the training data"
 
 
-def _body(report: dict[str, Any], recipe: recipes.Recipe, repo_id: str | None) -> str:
+def _body(report: dict[str, Any], recipe: recipes.Recipe, repo_id: str | None, revision: str | None) -> str:
     masked = report["objective"] == "mlm"
     what = (
         "masked language model, which fills in missing words"
         if masked
         else "causal language model, which continues text"
     )
-    base = report["base_model"]
-    started = f", continued from [{base}]({_HOME}/{base})" if base else ", trained from scratch"
+    base, at = split_revision(report["base_model"] or "")
+    started = (
+        f", continued from [{base}]({_HOME}/{base}{f'/tree/{at}' if at else ''})" if base else ", trained from scratch"
+    )
     started = ", continued from other weights" if recipe.model.from_ and not base else started
     where = "" if repo_id else " Run it in the folder of this model, or put the model's name in place of the dot."
     sections = [
@@ -100,7 +106,7 @@ def _body(report: dict[str, Any], recipe: recipes.Recipe, repo_id: str | None) -
         f"A {what}: {report['architecture']} with {count(report['parameters'])} parameters{started}.",
         "## Use",
         f"With Transformers alone.{where}",
-        _fenced(_snippet(report, repo_id or "."), "python"),
+        _fenced(_snippet(report, repo_id or ".", revision), "python"),
         *_evaluation(report, recipe),
         *_samples(report),
         "## Training",
@@ -120,19 +126,19 @@ def _body(report: dict[str, Any], recipe: recipes.Recipe, repo_id: str | None) -
     return "\n\n".join(section for section in sections if section)
 
 
-def _snippet(report: dict[str, Any], place: str) -> str:
-    example = report["example"]
+def _snippet(report: dict[str, Any], place: str, revision: str | None) -> str:
+    example, model = report["example"], f'model="{place}"' + (f', revision="{revision}"' if revision else "")
     if report["objective"] == "mlm":
         text = json.dumps(example.replace("[MASK]", report["mask_token"]), ensure_ascii=False)
         return (
             "from transformers import pipeline\n\n"
-            f'fill = pipeline("fill-mask", model="{place}")\n'
+            f'fill = pipeline("fill-mask", {model})\n'
             f"for guess in fill({text}):\n"
             '    print(guess["token_str"], guess["score"])'
         )
     return (
         "from transformers import pipeline\n\n"
-        f'generate = pipeline("text-generation", model="{place}")\n'
+        f'generate = pipeline("text-generation", {model})\n'
         f"answer = generate({json.dumps(example, ensure_ascii=False)}, max_new_tokens=20, do_sample=False)\n"
         'print(answer[0]["generated_text"])'
     )
@@ -180,7 +186,8 @@ def _facts(report: dict[str, Any], recipe: recipes.Recipe) -> list[list[str]]:
         ["precision", report["precision"]],
         ["hardware", report["device"] + (f", {report['processes']} processes" if report["processes"] > 1 else "")],
         ["time", span(report["seconds"])],
-        ["compute", f"{report['flops']:.2g} FLOPs (6 per parameter and token)"],
+        ["speed", f"{report['tokens_per_second']:,.0f} tokens/s, {report['mfu']:.0%} of the hardware's matrix rate"],
+        ["compute", f"{report['flops']:.2g} FLOPs"],
     ]
 
 
@@ -192,8 +199,11 @@ def _data_rows(report: dict[str, Any]) -> list[list[str]]:
 
 
 def _command(report: dict[str, Any], recipe: recipes.Recipe) -> str:
-    local = [number for number, source in enumerate(report["sources"]) if source["name"].startswith("local")]
-    files = "".join(f" data.sources.{number}.files=PATH" for number in local)
+    files = "".join(
+        f" data.sources.{number}.{'hub' if recipe.data.sources[number].hub else 'files'}=PATH"
+        for number, source in enumerate(report["sources"])
+        if source["name"] == LOCAL
+    )
     return f"pip install hfpretrain=={report['versions']['hfpretrain']}\nhfpretrain train recipe.yaml{files}"
 
 
@@ -204,10 +214,11 @@ def shareable(report: dict[str, Any], recipe: recipes.Recipe) -> dict[str, Any]:
         mapping.pop(key)
     validation = mapping["data"]["validation"]
     sources = [*mapping["data"]["sources"], *(validation if isinstance(validation, list) else [])]
+    datasets = {known["dataset"] for known in report["sources"]} | set(report["validation_datasets"])
     for source in sources:
         if source.get("files"):
             source["files"] = "PATH"
-        if source.get("hub") and source["hub"] not in {known["dataset"] for known in report["sources"]}:
+        if source.get("hub") and source["hub"] not in datasets:
             source["hub"] = "PATH"
     for key, known in (("model", "base_model"), ("tokenizer", "base_tokenizer")):
         if mapping[key].get("from"):

@@ -8,7 +8,7 @@ from hfpretrain.data.blocks import PADDING
 from hfpretrain.modeling.objective import IGNORED
 from hfpretrain.recipe import Recipe
 from hfpretrain.run import Run
-from hfpretrain.training.loop import seconds_per_step
+from hfpretrain.training.begin import seconds_per_step
 from hfpretrain.training.session import Session, open_accelerator, prepare_session
 
 SAMPLES = 2

@@ -70,6 +70,9 @@ def train(
         report = run.report()
         typer.echo(f"run         {run.path}")
         typer.echo(f"time        {report['seconds']:.0f} s for {report['steps']} steps, {report['tokens']} tokens")
+        typer.echo(
+            f"speed       {report['tokens_per_second']:.0f} tokens/s, {report['mfu']:.0%} of the hardware's rate"
+        )
         if report.get("loss") is not None:
             typer.echo(f"loss        {report['loss']:.4f} (training)")
         if "validation_loss" in report:
@@ -362,20 +365,36 @@ def prepare_environment() -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")
 
 
+class CurrentStderr(logging.Handler):
+    """Writes to what stderr is at the moment: while a progress bar is shown, above the bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)  # noqa: T201
+
+
+def leave(status: int) -> NoReturn:
+    """Ends the process; after a signal at once, where Python would wait for uploads on other threads."""
+    if status > 128:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 def main() -> NoReturn:
     """The entry point: our errors as a sentence and their exit status, nothing else."""
     said = logging.getLogger("hfpretrain")
     said.setLevel(logging.INFO)
-    handler = logging.StreamHandler()
+    handler = CurrentStderr()
     said.addHandler(handler)
     try:
         app()
     except HFPretrainError as error:
         typer.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_status)
+        leave(error.exit_status)
     except KeyboardInterrupt:
         typer.echo("stopped", err=True)
-        sys.exit(130)
+        leave(130)
     finally:
         said.removeHandler(handler)
     sys.exit(0)

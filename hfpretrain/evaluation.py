@@ -11,7 +11,8 @@ from accelerate import Accelerator
 from hfpretrain.data.batches import Batches, open_batches
 from hfpretrain.errors import RunError
 from hfpretrain.modeling.attention import prove_document_masking
-from hfpretrain.modeling.objective import IGNORED, Collator, Loss
+from hfpretrain.modeling.loss import Loss
+from hfpretrain.modeling.objective import IGNORED, Collator
 from hfpretrain.recipe import Source, from_mapping
 from hfpretrain.recipe import load as load_recipe
 

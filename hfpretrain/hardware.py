@@ -6,6 +6,7 @@ import os
 import platform
 import resource
 import sys
+import time
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +26,11 @@ def choose_precision(setting: Literal["auto", "fp32", "bf16", "fp16"], device: t
     return "bf16" if device.type == "xpu" else "fp32"
 
 
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the device multiplies it faster than float32, else float32."""
+    return torch.bfloat16 if choose_precision("auto", device) == "bf16" else torch.float32
+
+
 def keep_freed_memory() -> bool:
     """Has glibc keep the memory of freed tensors instead of asking the kernel for fresh pages at every step.
 
@@ -34,6 +40,58 @@ def keep_freed_memory() -> bool:
         return False
     libc = ctypes.CDLL("libc.so.6")
     return bool(libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30) and libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30))
+
+
+CHIPS = {
+    # Dense matrix products per second with fp32 sums, from the makers' data sheets: (bf16, TF32, fp32), in 1e12.
+    "B200": (2250, 1125, 75),
+    "H200": (989, 495, 67),
+    "H100 PCIe": (756, 378, 51),
+    "H100 NVL": (835, 417, 60),
+    "H100": (989, 495, 67),
+    "A100": (312, 156, 19.5),
+    "L40S": (362, 183, 91.6),
+    "L4": (121, 60, 30.3),
+    "A10G": (70, 35, 35),
+    "A10": (125, 62.5, 31.2),
+    "RTX 4090": (165, 82.6, 82.6),
+    "RTX 3090": (71, 35.6, 35.6),
+}
+"""The first name that is part of the device's counts."""
+
+
+def matrix_rate(device: torch.device, precision: Precision) -> float:
+    """Floating point operations per second of matrix products: of a known chip by its data sheet, else measured."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        for chip, (half, tf32, single) in CHIPS.items():
+            if chip in name:
+                exact = torch.get_float32_matmul_precision() == "highest"
+                return 1e12 * (half if precision != "fp32" else single if exact else tf32)
+    return measured_matrix_rate(device, precision)
+
+
+def measured_matrix_rate(
+    device: torch.device, precision: Precision, *, size: int = 1024, seconds: float = 0.15
+) -> float:
+    """The fastest of as many products of two square matrices as fit into `seconds`, in operations per second."""
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    generator = torch.Generator().manual_seed(0)
+    one, other = (torch.randn(size, size, generator=generator).to(device, dtype) for _ in range(2))
+    best, until = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < until or best == float("inf"):
+        began = time.perf_counter()
+        product = one @ other
+        product[0, 0].item()  # waits for the device
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes of memory that the device has: the accelerator's, or the machine's."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def peak_memory(device: torch.device) -> int:

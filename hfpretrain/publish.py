@@ -1,30 +1,26 @@
 """To the Hub: a finished model, and checkpoints while a run goes on, with huggingface_hub's own transfer.
 
 What is sent is looked at first and is whole. A push that failed is repeated by the same call, which sends what is
-missing. Checkpoints wait for their push in a folder of the run, so that neither a slow Hub nor a full turn of old
-checkpoints costs anything: a thread of its own pushes them.
+missing. Checkpoints wait for their push in a folder of the run (publishing.py pushes them while it trains).
 """
 
+import fnmatch
 import json
 import logging
 import os
-import queue
 import re
-import shlex
 import shutil
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatch
+from glob import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from hfpretrain import hub
+from hfpretrain import hub, recipe
 from hfpretrain.card import generated, write_card
 from hfpretrain.errors import CheckpointError, HFPretrainError, HubError, ModelError, RunError, UserError
 from hfpretrain.files import MANIFEST, damage
-from hfpretrain.recipe import Hub, repo_id_problem
 from hfpretrain.run import Run, newest_whole
 
 if TYPE_CHECKING:
@@ -33,9 +29,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MODEL_FILES = hub.FILES["model"]
-CARD_FILES = ["README.md", "LICENSE*", "training_curve.png"]
+CARD_FILES = ["README.md", "training_curve.png"]
 WAIT_SECONDS = 60.0
 """How long the Hub may be silent; $HF_HUB_DOWNLOAD_TIMEOUT says otherwise. The library itself waits for ever."""
+AGAIN = "the same push again sends only what is missing"
 
 
 @dataclass(frozen=True)
@@ -53,34 +50,64 @@ def push(
     """Pushes a run, a checkpoint or any other local model folder to the Hub.
 
     The repository is made if there is none, private unless `public`; `revision` is a branch, made if there is none. Of
-    a run its card comes along, and its checkpoints that still wait to be pushed follow, each to its own branch; of an
-    unfinished run the newest checkpoint is taken. Raises UserError for what cannot be pushed, and HubError for what
-    the Hub says or does not say: then the same call again sends what is missing.
+    a run its card comes along, and its checkpoints that still wait for this repository follow, each to its own branch;
+    of an unfinished run the newest checkpoint is taken. Raises UserError for what cannot be pushed, and HubError for
+    what the Hub says or does not say: then the same call again sends what is missing.
     """
-    if problem := repo_id_problem(repo_id):
+    if problem := recipe.repo_id_problem(repo_id):
         raise UserError(f"{repo_id!r} {problem}")
     folder, run = _model_folder(Path(model).expanduser())
+    check_whole(folder)
+    name = find_repository(repo_id, public=public)
     if run:
-        write_card(run, repo_id)
-    _check_whole(folder)
-    pushed = [_push_folder(folder, repo_id, public=public, revision=revision, message=message)]
+        write_card(run, name, revision)
+    pushed = [_push_folder(folder, name, revision=revision, message=message)]
     if run and revision is None:
-        pushed += [push_checkpoint(staged, repo_id, public=public) for staged in waiting(run)]
+        pushed += _push_waiting(run, repo_id, name)
+    return pushed
+
+
+def _push_waiting(run: Run, repo_id: str, name: str) -> list[Pushed]:
+    """Pushes the checkpoints that wait for this repository; for another one they go on waiting, which is said."""
+    staged = waiting(run)
+    meant = recipe.load(run.recipe_file).hub.repo_id
+    if meant not in (repo_id, name):
+        if staged:
+            log.info("checkpoints that go on waiting, for another repository, %s: %d", meant, len(staged))
+        return []
+    pushed = [push_checkpoint(each, name) for each in staged]
+    all_done(run)
     return pushed
 
 
 def waiting(run: Run) -> list[Path]:
-    """The checkpoints of a run that are still to be pushed, the oldest first."""
-    found = [path for path in run.unpushed.glob("[!.]*") if path.is_dir()]
-    return sorted(found, key=lambda path: path.stat().st_mtime_ns)
+    """The checkpoints of a run that are still to be pushed, the oldest first; damaged ones are left out, and said."""
+    found = []
+    for path in run.unpushed.glob("[!.]*"):
+        try:
+            check_whole(path)
+            found.append((path.stat().st_mtime_ns, path))
+        except HFPretrainError as error:
+            log.warning("%s is not pushed: %s", path, error.message)
+        except FileNotFoundError:  # pushed just now
+            continue
+    return [path for _, path in sorted(found)]
 
 
-def push_checkpoint(staged: Path, repo_id: str, *, public: bool) -> Pushed:
+def push_checkpoint(staged: Path, name: str) -> Pushed:
     """Pushes a waiting checkpoint to the branch of its name, and takes it away when that is done."""
-    _check_whole(staged)
-    pushed = _push_folder(staged, repo_id, public=public, revision=staged.name, surplus=CARD_FILES)
-    shutil.rmtree(staged)
+    pushed = _push_folder(staged, name, revision=staged.name, waited=True)
+    done = staged.with_name(f".{staged.name}.done")  # one cut off half-way through being removed is none any more
+    shutil.rmtree(done, ignore_errors=True)
+    staged.rename(done)
+    shutil.rmtree(done)
     return pushed
+
+
+def all_done(run: Run) -> None:
+    """Notes that nothing of a run is left to push: the folder of what waits goes."""
+    if run.unpushed.is_dir() and not any(run.unpushed.glob("[!.]*")):
+        shutil.rmtree(run.unpushed, ignore_errors=True)
 
 
 def stage(checkpoint: Path, run: Run, branch: str) -> None:
@@ -89,85 +116,33 @@ def stage(checkpoint: Path, run: Run, branch: str) -> None:
     It stays when older checkpoints are pruned. Said and left out where it cannot be done: a push never stops a run.
     """
     place, beside = run.unpushed / branch, run.unpushed / f".{branch}.partial"
+    if place.is_dir():
+        return
     try:
+        files = model_files(checkpoint)
+        size = sum(path.stat().st_size for path in files)
+        if shutil.disk_usage(run.path).free < 4 * size:
+            raise OSError(None, "the disk is nearly full, and training needs the room")
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
-        for path in checkpoint.iterdir():
-            if any(fnmatch(path.name, pattern) for pattern in MODEL_FILES):
-                try:
-                    (beside / path.name).hardlink_to(path)
-                except OSError:  # a file system without links
-                    shutil.copyfile(path, beside / path.name)
-        shutil.rmtree(place, ignore_errors=True)
+        for path in files:
+            try:
+                (beside / path.name).hardlink_to(path)
+            except OSError:  # a file system without links
+                shutil.copyfile(path, beside / path.name)
         beside.rename(place)
     except OSError as error:
         log.warning("%s will not be pushed: it cannot be put aside (%s)", checkpoint.name, error.strerror or error)
         shutil.rmtree(beside, ignore_errors=True)
 
 
-class Publisher:
-    """Pushes the checkpoints of a run while it trains, and the finished model, on a thread of its own.
+def model_files(folder: Path) -> list[Path]:
+    """The files in a folder, not below it, that belong to a model."""
+    return sorted(path for path in folder.iterdir() if path.is_file() and _is_model_file(path.name))
 
-    Nothing that goes wrong here stops the run: it is said, and what is not pushed waits.
-    """
 
-    def __init__(self, run: Run, settings: Hub) -> None:
-        assert settings.repo_id is not None
-        self.run, self.repo_id, self.public = run, settings.repo_id, not settings.private
-        self._orders: queue.SimpleQueue[bool] = queue.SimpleQueue()
-        self._closing = threading.Event()
-        self._said: set[str] = set()
-        # A daemon: a stopped run ends at once, and what waits is pushed when it goes on.
-        self._thread = threading.Thread(target=self._work, name="hfpretrain-push", daemon=True)
-        self._thread.start()
-        self._orders.put(False)
-
-    def offer(self, checkpoint: Path, branch: str) -> None:
-        """Has a checkpoint pushed to `branch`, some time."""
-        stage(checkpoint, self.run, branch)
-        self._orders.put(False)
-
-    def finish(self) -> None:
-        """Pushes the finished model and all that waits; returns when that is done or has failed."""
-        self._closing.set()
-        self._orders.put(True)
-        log.info("what is left to push is pushed now; it may be stopped, and done later with: %s", self.command)
-        self._thread.join()
-
-    @property
-    def command(self) -> str:
-        """What pushes the run by hand."""
-        public = " --public" if self.public else ""
-        return f"hfpretrain push {shlex.quote(str(self.run.path))} {self.repo_id}{public}"
-
-    def _work(self) -> None:
-        finished = False
-        while not finished:
-            finished = self._orders.get()
-            try:
-                if finished:
-                    for pushed in push(self.run.path, self.repo_id, public=self.public):
-                        log.info("pushed: %s", pushed.url)
-                if self._closing.is_set():  # the last order does it all
-                    continue
-                find_repository(self.repo_id, public=self.public)
-                for staged in waiting(self.run):
-                    pushed = push_checkpoint(staged, self.repo_id, public=self.public)
-                    log.info("pushed: %s", pushed.url)
-            except Exception as error:
-                self._say(error, finished)
-
-    def _say(self, error: Exception, finished: bool) -> None:
-        """Says why nothing was pushed: once for each reason while the run goes on, and at its end what to do."""
-        known = isinstance(error, HFPretrainError)
-        sentence = error.message if isinstance(error, HFPretrainError) else f"{type(error).__name__}: {error}"
-        if finished:
-            hint = f" ({error.hint})" if isinstance(error, HFPretrainError) and error.hint else ""
-            log.warning("the run is finished, but %s%s; push it later with: %s", sentence, hint, self.command)
-        elif sentence not in self._said:
-            self._said.add(sentence)
-            log.warning("training goes on, but %s; it is tried again with each checkpoint", sentence)
-        log.debug("the push failed", exc_info=not known)
+def _is_model_file(name: str) -> bool:
+    return "/" not in name and any(fnmatch.fnmatchcase(name, pattern) for pattern in MODEL_FILES)
 
 
 def _model_folder(place: Path) -> tuple[Path, Run | None]:
@@ -186,7 +161,7 @@ def _model_folder(place: Path) -> tuple[Path, Run | None]:
     return checkpoint, None
 
 
-def _check_whole(folder: Path) -> None:
+def check_whole(folder: Path) -> None:
     """Raises ModelError or CheckpointError unless the folder holds a model whose files are complete."""
     from safetensors import SafetensorError, safe_open
 
@@ -213,7 +188,7 @@ def _check_whole(folder: Path) -> None:
 
 def find_repository(repo_id: str, *, public: bool) -> str:
     """The full name of the repository, made (private unless `public`) if it is not there. Raises HubError."""
-    from huggingface_hub import constants, get_session, get_token
+    from huggingface_hub import constants, get_token
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     if constants.HF_HUB_OFFLINE:
@@ -222,8 +197,7 @@ def find_repository(repo_id: str, *, public: bool) -> str:
         raise HubError(
             "nothing is pushed: there is no token for the Hub", hint="log in with `hf auth login`, or set HF_TOKEN"
         )
-    own = os.environ.get("HF_HUB_DOWNLOAD_TIMEOUT")
-    get_session().timeout = float(own) if own else WAIT_SECONDS
+    _bound_waiting()
     with _explained(repo_id) as api:
         name = repo_id if "/" in repo_id else f"{api.whoami()['name']}/{repo_id}"
         try:
@@ -243,57 +217,67 @@ def find_repository(repo_id: str, *, public: bool) -> str:
     return name
 
 
+def _bound_waiting() -> None:
+    """Has huggingface_hub's client give up on a silent Hub, unless somebody has given it a client of their own."""
+    from huggingface_hub import set_client_factory
+    from huggingface_hub.utils import _http
+
+    def client() -> Any:
+        made = _http.default_client_factory()
+        made.timeout = float(os.environ.get("HF_HUB_DOWNLOAD_TIMEOUT") or WAIT_SECONDS)
+        return made
+
+    # Not the one client that there is: the library makes a new one whenever a connection fails.
+    if _http._GLOBAL_CLIENT_FACTORY is _http.default_client_factory:
+        set_client_factory(client)
+
+
 def _push_folder(
-    folder: Path,
-    repo_id: str,
-    *,
-    public: bool,
-    revision: str | None,
-    message: str | None = None,
-    surplus: Sequence[str] = (),
+    folder: Path, name: str, *, revision: str | None, message: str | None = None, waited: bool = False
 ) -> Pushed:
-    """Sends the files of a model that the Hub does not have, as one commit, and removes `surplus` ones there."""
+    """Sends the files of a model and its card that the Hub does not have, as one commit.
+
+    Files of a model that was there before go: old weights or tokenizer files would be loaded with the new ones. Of a
+    checkpoint that waited main's card goes from its branch, since it is of another model.
+    """
     from huggingface_hub import constants
 
-    name = find_repository(repo_id, public=public)
-    with _explained(repo_id) as api:
+    with _explained(name) as api:
         if revision:
             api.create_branch(name, branch=revision, exist_ok=True)
-        before = api.model_info(name, revision=revision).sha
-        where = f"{name}, branch {revision}" if revision else name
-        log.info("pushing %s to %s", folder, where)
+        before = api.model_info(name, revision=revision)
+        there = {sibling.rfilename for sibling in before.siblings or ()}
+        sent = {path.name for path in model_files(folder)}
+        stale = {file for file in there if _is_model_file(file)} - sent
+        own = (folder / "README.md").is_file()
+        written_here = own and generated((folder / "README.md").read_text(encoding="utf-8", errors="replace"))
+        edited_there = "README.md" in there and not _generated_there(name, str(before.sha))
+        if own and written_here and edited_there:
+            log.info("README.md was edited on the Hub, and is kept as it is; delete it there to have ours")
+        elif own:
+            sent |= {file for file in CARD_FILES if (folder / file).is_file()}
+        elif waited and not edited_there:
+            stale |= there & set(CARD_FILES)
+        log.info("pushing %s to %s", folder, f"{name}, branch {revision}" if revision else name)
         commit = api.upload_folder(
             repo_id=name,
             folder_path=folder,
             revision=revision,
             commit_message=message or f"{folder.absolute().name}, with hfpretrain",
-            allow_patterns=[*MODEL_FILES, *CARD_FILES],
-            ignore_patterns=["README.md"] if _card_stays(folder, name, revision) else None,
-            # Weights of an earlier push that are cut in other files would be loaded instead of these.
-            delete_patterns=[*hub.WEIGHTS, *surplus],
+            allow_patterns=[escape(file) for file in sorted(sent)],
+            delete_patterns=[escape(file) for file in sorted(stale)] or None,
+            parent_commit=before.sha,  # what was looked at is what is changed
         )
     tree = f"/tree/{revision}" if revision else ""
-    return Pushed(f"{constants.ENDPOINT}/{name}{tree}", changed=commit.oid != before)
+    return Pushed(f"{constants.ENDPOINT}/{name}{tree}", changed=commit.oid != before.sha)
 
 
-def _card_stays(folder: Path, name: str, revision: str | None) -> bool:
-    """Whether the card on the Hub is somebody's own, and the one to be pushed is not."""
+def _generated_there(name: str, commit: str) -> bool:
+    """Whether the card of a commit on the Hub is one that hfpretrain wrote."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    card = folder / "README.md"
-    if not card.is_file() or not generated(card.read_text(encoding="utf-8", errors="replace")):
-        return False
-    try:
-        there = Path(hf_hub_download(name, "README.md", revision=revision)).read_text(encoding="utf-8")
-    except LocalEntryNotFoundError:  # nothing answered
-        raise
-    except EntryNotFoundError:
-        return False
-    if generated(there):
-        return False
-    log.info("README.md was edited on the Hub, and is kept there as it is; delete it there to have it written anew")
-    return True
+    # By its commit. By its branch, an older copy in the cache would do where the Hub fails, and the ref would move.
+    return generated(Path(hf_hub_download(name, "README.md", revision=commit)).read_text(encoding="utf-8"))
 
 
 @contextmanager
@@ -317,9 +301,7 @@ def _problem(error: Exception, repo_id: str) -> HubError:
     """What a failed request means, and what to do."""
     from huggingface_hub import errors
 
-    again = "the same push again sends only what is missing"
     causes = list(hub.causes(error))
-    status = next((status for cause in causes if (status := hub.status_of(cause)) is not None), None)
     said = next((cause.server_message for cause in causes if isinstance(cause, errors.HfHubHTTPError)), None)
     said = f": {' '.join(said.split())}" if said else ""
     names = {cls.__name__ for cause in causes for cls in type(cause).__mro__}
@@ -327,31 +309,37 @@ def _problem(error: Exception, repo_id: str) -> HubError:
         return HubError("nothing is pushed: HF_HUB_OFFLINE is set", hint="unset it and repeat the push")
     if any(isinstance(cause, errors.GatedRepoError) for cause in causes):
         return HubError(f"{repo_id} is gated, and this account has no access", hint="ask for it on its page on the Hub")
-    if status == 401:
-        return HubError(
-            f"{repo_id}: the Hub does not know this token (status 401){said}",
-            hint="log in with `hf auth login`, or set HF_TOKEN to a token that is still valid",
-        )
-    if status in (402, 403):
-        return HubError(
-            f"{repo_id}: the Hub refused to write (status {status}){said}",
-            hint="use a token with write access to that name (`hf auth whoami` says whose it is), or another name",
-        )
-    if status == 404:
-        return HubError(
-            f"{repo_id} is not on the Hub, or not for this account to see (status 404){said}",
-            hint="check the name and the token; a repository that was deleted is made anew by the same push",
-        )
-    if status in (409, 412):
-        return HubError(f"{repo_id} was changed by somebody else meanwhile (status {status}){said}", hint=again)
-    if status == 429:
-        return HubError(f"{repo_id}: too many requests (status 429){said}", hint=f"wait some minutes; {again}")
-    if status is not None and status >= 500:
-        return HubError(f"{repo_id}: the Hub failed (status {status}){said}", hint=f"try again later; {again}")
-    if status is not None:
-        return HubError(f"{repo_id}: the Hub refused (status {status}){said}", hint=f"mend that; {again}")
-    if names & {"TimeoutException", "TimeoutError"}:
-        return HubError(f"{repo_id}: the Hub did not answer in time", hint=again)
-    if any(hub.is_connection_failure(cause) for cause in causes):
-        return HubError(f"{repo_id}: the connection to the Hub failed or was lost", hint=again)
-    return HubError(f"{repo_id} could not be pushed: {' '.join(str(causes[-1]).split())}", hint=again)
+    status = next((status for cause in causes if (status := _status(cause)) is not None), None)
+    match status:
+        case None:
+            if names & {"TimeoutException", "TimeoutError"}:
+                return HubError(f"{repo_id}: the Hub did not answer in time", hint=AGAIN)
+            if any(hub.is_connection_failure(cause) for cause in causes):
+                return HubError(f"{repo_id}: the connection to the Hub failed or was lost", hint=AGAIN)
+            return HubError(f"{repo_id} could not be pushed: {' '.join(str(causes[-1]).split())}", hint=AGAIN)
+        case 401:
+            what = "the Hub does not know this token"
+            hint = "log in with `hf auth login`, or set HF_TOKEN to a token that is still valid"
+        case 402 | 403:
+            what = "the Hub refused to write"
+            hint = "use a token with write access to that name (`hf auth whoami` says whose it is), or another name"
+        case 404:
+            what = "it is not on the Hub, or not for this account to see"
+            hint = "check the name and the token; a repository that was deleted is made anew by the same push"
+        case 409 | 412:
+            what, hint = "it was changed by somebody else meanwhile", AGAIN
+        case 429:
+            what, hint = "too many requests", f"wait some minutes; {AGAIN}"
+        case _ if status >= 500:
+            what, hint = "the Hub failed", f"try again later; {AGAIN}"
+        case _:
+            what, hint = "the Hub refused", f"mend that; {AGAIN}"
+    return HubError(f"{repo_id}: {what} (status {status}){said}", hint=hint)
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status behind an error; Xet's transfer, which is no Python, only says it: `(403 Forbidden)`."""
+    status = hub.status_of(error)
+    if status is None and (said := re.search(r"\b([45]\d\d) [A-Z][a-z]+", str(error))):
+        return int(said[1])
+    return status

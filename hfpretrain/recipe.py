@@ -198,8 +198,6 @@ def _not_there_yet(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
     """Keys of the recipe whose machinery does not exist; a line goes away with each that is built."""
     if recipe.trackers:
         yield ("trackers",), "experiment trackers are not there yet; remove the key"
-    if recipe.optimizer.name == "muon":
-        yield ("optimizer", "name"), "muon is not there yet; use adamw"
     for keys, source in _sources(recipe):
         if source.streaming:
             yield (*keys, "streaming"), "streaming is not there yet; remove the key"

@@ -120,6 +120,10 @@ class Train:
     """Arithmetic of the forward and backward pass; the weights stay in fp32."""
     compile: bool | Literal["auto"] = "auto"
     """torch.compile; auto compiles on CUDA."""
+    activation_checkpointing: bool | Literal["auto"] = "auto"
+    """Keep less for the backward pass and compute it again: slower, in less memory. auto: where it would not fit."""
+    shortcuts: Literal["auto", "none"] = "auto"
+    """auto: the loss is found in a faster way where that is proven to give what the plain model gives."""
     gradient_clip: NotNegative = 1.0
     """Largest norm of the gradient; 0 does not clip."""
     log_every: WholeNumber = 10
@@ -131,7 +135,7 @@ class Optimizer:
     """What turns gradients into new weights."""
 
     name: Literal["adamw", "muon"] = "adamw"
-    """The method."""
+    """adamw, or muon: orthogonal updates for the hidden matrices, AdamW for the rest."""
     lr: Positive = 1e-3
     """Peak learning rate."""
     weight_decay: NotNegative = 0.1

@@ -11,8 +11,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from hfpretrain.data.batches import Batches, Row, open_batches
 from hfpretrain.data.blocks import PADDING, Block
 from hfpretrain.modeling.attention import prove_document_masking
+from hfpretrain.modeling.loss import Loss
 from hfpretrain.modeling.model import build_model
-from hfpretrain.modeling.objective import IGNORED, Collator, Loss
+from hfpretrain.modeling.objective import IGNORED, Collator
 from hfpretrain.recipe import Masking, Recipe
 
 
@@ -76,6 +77,9 @@ def test_masks_do_not_depend_on_how_a_batch_is_cut(masked: tuple[Recipe, PreTrai
     collator = Collator(recipe, tokenizer, isolated=True)
     whole = collator(batches.rows(3))
     parts = [collator(batches.rows(3, range(place, place + 1))) for place in range(4)]
+    for batch in (whole, *parts):
+        labels, places = batch["labels"].flatten(), batch.pop("targets")
+        assert torch.equal(labels[places][labels[places] != IGNORED], labels[labels != IGNORED])
     for name in whole:
         assert torch.equal(whole[name], torch.cat([part[name] for part in parts]))
     epoch = len(batches.parts[0])

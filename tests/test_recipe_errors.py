@@ -90,7 +90,6 @@ IN_PLACE = [
     ("trackers: [wandb]", "trackers: experiment trackers are not there yet; remove the key"),
     ("hub: {repo_id: a/b/c}", "hub.repo_id: 'a/b/c' cannot name a repository; write org/name, of letters, digits,"),
     ("hub: {repo_id: a/b, name_by: words}", "hub.name_by: name_by names the branches of checkpoints, and hub.push is"),
-    ("optimizer: {name: muon}", "optimizer.name: muon is not there yet; use adamw"),
     ("seed: !!python/object:os.system x", "seed: the tag 'tag:yaml.org,2002:python/object:os.system' has no meaning"),
     ("? [a, b]\n: 5", "?: a key is one word, not a list or a mapping"),
 ]

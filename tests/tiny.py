@@ -79,4 +79,5 @@ def same_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
 def metrics(run: Run) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl without what depends on the clock."""
     lines = [json.loads(line) for line in run.metrics_file.read_text(encoding="utf-8").splitlines()]
-    return [{key: value for key, value in line.items() if key != "tokens_per_second"} for line in lines]
+    clock = ("tokens_per_second", "mfu", "time")
+    return [{key: value for key, value in line.items() if key not in clock} for line in lines]

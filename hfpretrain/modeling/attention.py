@@ -110,6 +110,14 @@ def prove_document_masking(
     return None
 
 
+def proof_batch(model: PreTrainedModel, *, length: int = 24) -> tuple[Tensor, Tensor] | None:
+    """Document numbers and random token ids, both int64 [2, length], to prove something on; None where none fit."""
+    tokens, length = _ordinary_tokens(model), _proof_length(model, length)
+    if len(tokens) < 2 or length < 6:
+        return None
+    return _proof_batch(tokens, length)[:2]
+
+
 def _ways(model: PreTrainedModel, *, causal: bool) -> Iterator[DocumentMasking]:
     """The ways that the model's forward has arguments for, the cheapest first."""
     accepted = inspect.signature(model.forward).parameters

@@ -1,30 +1,26 @@
-"""The two objectives: how blocks become a micro-batch, and the loss summed over its targets."""
+"""The two objectives: how blocks become a micro-batch."""
 
 import copy
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import (
-    DataCollatorForLanguageModeling,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    default_data_collator,
-)
+from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase, default_data_collator
 
 from hfpretrain.data.batches import Row
-from hfpretrain.data.blocks import PADDING
-from hfpretrain.modeling.attention import DocumentMasking, document_inputs
 from hfpretrain.recipe import Masking, Recipe
 
 IGNORED = -100
 """The label of a position that is no target."""
 
 MicroBatch = dict[str, Tensor]
-"""input_ids, labels, document_ids, each int64 [blocks, block_size]. Labels stand where they are predicted."""
+"""input_ids, labels, document_ids, each int64 [blocks, block_size]. Labels stand where they are predicted.
+
+Where few positions are targets also `targets`, int64 [at least as many as there are]: their places in the flattened
+labels, and if there are more, some places that are none.
+"""
 
 
 class Collator:
@@ -32,13 +28,21 @@ class Collator:
 
     clm: the label of a position is the token after it, also across the end of a block, so that every token is
     predicted once. mlm: masks are drawn for each row by itself from the row's own seed, so that they do not
-    depend on how a batch is cut.
+    depend on how a batch is cut. With `static`, shapes are the same in every batch, as compiled models want.
     """
 
     def __init__(
-        self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, isolated: bool, masking: Masking | None = None
+        self,
+        recipe: Recipe,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        isolated: bool,
+        masking: Masking | None = None,
+        static: bool = False,
     ) -> None:
+        self.static = static
         self.isolated = isolated
+        self.paired = any(source.prompt_column for source in recipe.data.sources)
         self.masked: DataCollatorForLanguageModeling | None = None
         if recipe.objective == "mlm":
             masking = masking or recipe.masking
@@ -55,7 +59,22 @@ class Collator:
     def __call__(self, rows: Sequence[Row]) -> MicroBatch:
         examples = [self._masked(row) if self.masked else self._next_word(row) for row in rows]
         batch: MicroBatch = default_data_collator(examples)
+        if self.few_targets:
+            batch["targets"] = target_places(batch["labels"], self._capacity(batch["labels"].numel()))
         return batch
+
+    @property
+    def few_targets(self) -> bool:
+        """Whether many positions are no targets, so that it pays to know which are."""
+        return self.masked is not None or self.paired
+
+    def _capacity(self, positions: int) -> int | None:
+        """How many places of targets a batch has room for where shapes are to stay the same: very rarely exceeded."""
+        if not self.static or self.masked is None:
+            return None
+        rate = self.masked.mlm_probability
+        expected = positions * rate + 6 * (positions * rate * (1 - rate)) ** 0.5
+        return min(positions, -(-int(expected) // 64) * 64)
 
     def _next_word(self, row: Row) -> dict[str, Any]:
         block = row.block
@@ -78,30 +97,11 @@ class Collator:
         return {"input_ids": inputs[0], "labels": labels[0], "document_ids": torch.from_numpy(row.block.documents[:-1])}
 
 
-class Loss:
-    """The summed cross-entropy of a micro-batch under a model, in nats."""
-
-    def __init__(self, model: PreTrainedModel, how: DocumentMasking | None) -> None:
-        self.how = how
-        self.bidirectional = not getattr(model.config, "is_decoder", False) and not model.can_generate()
-        accepted = inspect.signature(model.forward).parameters
-        self.fixed = {"use_cache": False} if "use_cache" in accepted else {}
-
-    def inputs(self, batch: MicroBatch) -> dict[str, Any]:
-        """What the model is called with."""
-        inputs = {"input_ids": batch["input_ids"], **self.fixed}
-        documents = batch["document_ids"]
-        if self.how is not None:
-            inputs |= document_inputs(documents, self.how)
-        elif self.bidirectional and bool((documents == PADDING).any()):
-            # A causal model never looks at padding, which comes last.
-            inputs["attention_mask"] = (documents != PADDING).long()
-        return inputs
-
-    def __call__(self, model: torch.nn.Module, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """The sum over targets, float32 [], and how many targets were predicted right, int64 []."""
-        logits = model(**self.inputs(batch)).logits
-        chosen = batch["labels"] != IGNORED
-        logits, labels = logits[chosen].float(), batch["labels"][chosen]
-        total = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
-        return total, (logits.detach().argmax(-1) == labels).sum()
+def target_places(labels: Tensor, capacity: int | None = None) -> Tensor:
+    """Where the targets are in the flattened labels, int64 [targets]; filled up to `capacity` with other places."""
+    targets = (labels.flatten() != IGNORED).nonzero()[:, 0]
+    missing = max(capacity or 0, 1) - len(targets)  # heads need not take nothing at all
+    if missing <= 0:
+        return targets
+    others = (labels.flatten() == IGNORED).nonzero()[:missing, 0]
+    return torch.cat([targets, others])

@@ -15,7 +15,8 @@ from hfpretrain.files import write_whole
 from hfpretrain.inference import CausalLM, load
 from hfpretrain.run import Run
 from hfpretrain.training.checkpoint import save_model
-from hfpretrain.training.session import Session
+from hfpretrain.training.metrics import Metrics
+from hfpretrain.training.session import Session, utilisation
 
 log = logging.getLogger(__name__)
 
@@ -26,12 +27,13 @@ LOOKED_AT = 50
 """Blocks in which beginnings of documents are looked for."""
 
 
-def finish(session: Session, step: int, seconds: float, evaluated: Evaluated | None) -> None:
+def finish(session: Session, metrics: Metrics, step: int, seconds: float, evaluated: Evaluated | None) -> None:
     """Saves the model into the run's root, then report.json, which says that the run is finished, then the card."""
     accelerator, run, plan = session.accelerator, session.run, session.plan
     if accelerator.is_main_process:
         losses = [line["loss"] for line in run.metrics() if "loss" in line]
         tokens = step * plan.tokens_per_step
+        tokens_per_second = plan.tokens_per_step / max(metrics.seconds_per_step, 1e-9)
         examples = example_texts(session)
         report = {
             "state": "finished",
@@ -40,7 +42,9 @@ def finish(session: Session, step: int, seconds: float, evaluated: Evaluated | N
             "tokens": tokens,
             "words": round(step * plan.words_per_step),
             "seconds": round(seconds, 1),
-            "flops": 6 * session.facts["parameters"] * tokens,
+            "tokens_per_second": round(tokens_per_second, 1),
+            "mfu": round(utilisation(session, tokens_per_second), 4),
+            "flops": session.facts["flops_per_token"] * tokens,
             "loss": losses[-1] if losses else None,
             **(evaluated.as_dict() if evaluated else {}),
             "peak_memory_bytes": hardware.peak_memory(accelerator.device),

@@ -6,41 +6,39 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
-from hfpretrain.amounts import count, span
 from hfpretrain.data.order import derived
 from hfpretrain.errors import RunError, Stopped, TrainingError
 from hfpretrain.evaluation import Evaluated, evaluate
-from hfpretrain.files import write_whole
 from hfpretrain.modeling.objective import IGNORED, MicroBatch
-from hfpretrain.publish import Publisher
-from hfpretrain.recipe import Recipe, dump, load, to_mapping
-from hfpretrain.run import Run, newest_whole
-from hfpretrain.training.checkpoint import (
-    restore_checkpoint,
-    save_checkpoint,
-    set_aside_later,
-)
+from hfpretrain.recipe import Recipe, load, to_mapping
+from hfpretrain.run import Run
+from hfpretrain.training.begin import Progress, begin, begin_pushing
+from hfpretrain.training.checkpoint import save_checkpoint
 from hfpretrain.training.console import Display
 from hfpretrain.training.finish import finish
 from hfpretrain.training.metrics import Metrics, Window
+from hfpretrain.training.publisher import Publisher
 from hfpretrain.training.schedule import Plan, learning_rate_factor, passed
-from hfpretrain.training.session import Session, open_accelerator, prepare_session
+from hfpretrain.training.session import Session, open_accelerator, prepare_session, utilisation
 from hfpretrain.training.signals import StopRequest, stop_on_signals
 
 log = logging.getLogger(__name__)
 
 HARMLESS = {
-    *("name", "output_dir", "train.duration", "train.micro_batch_size", "train.compile", "train.log_every"),
+    *("name", "output_dir", "train.duration", "train.log_every", "train.compile", "train.shortcuts"),
+    *("train.micro_batch_size", "train.activation_checkpointing"),
     *("evaluation", "checkpoints", "trackers", "hub"),
 }
 """Keys, and blocks of keys, that a run may be resumed with other values of; each change is said."""
+
+WAITS_FOR_DATA = 0.1
+"""The share of the time from which on waiting for data is said."""
 
 
 def train(recipe: Recipe, *, resume: bool = False) -> Run:
@@ -62,10 +60,11 @@ def train(recipe: Recipe, *, resume: bool = False) -> Run:
             check_unchanged(load(run.recipe_file), recipe, run)
         accelerator.wait_for_everyone()  # from here on the first process writes
         if state == "finished":
-            log.info("%s is finished; nothing to do", run.path)
-            return run
-        with stop_on_signals() as request:
-            publisher = run_loop(prepare_session(recipe, run, accelerator), request)
+            publisher = unfinished_pushes(recipe, run) if accelerator.is_main_process else None
+            log.info("%s is finished%s", run.path, "" if publisher else "; nothing to do")
+        else:
+            with stop_on_signals() as request:
+                publisher = run_loop(prepare_session(recipe, run, accelerator), request)
     finally:
         # The wrapped model has to go before the process group, and both before the process ends: gloo hangs or
         # aborts otherwise.
@@ -74,6 +73,15 @@ def train(recipe: Recipe, *, resume: bool = False) -> Run:
     if publisher:  # no other process waits for this
         publisher.finish()
     return run
+
+
+def unfinished_pushes(recipe: Recipe, run: Run) -> Publisher | None:
+    """What pushes the rest of a finished run that the Hub, or a signal, did not let be pushed."""
+    if recipe.hub.repo_id is None or not run.unpushed.is_dir():
+        return None
+    publisher = Publisher(run, recipe.hub)
+    publisher.start()
+    return publisher
 
 
 def check_unchanged(before: Recipe, now: Recipe, run: Run) -> None:
@@ -104,79 +112,60 @@ def run_loop(session: Session, request: StopRequest) -> Publisher | None:
 
     Returns what pushes it to the Hub, on the first process and where the recipe says so.
     """
-    recipe, run, plan, accelerator = session.recipe, session.run, session.plan, session.accelerator
+    recipe, plan, accelerator = session.recipe, session.plan, session.accelerator
     if request.signal:
         raise Stopped(f"stopped by signal {request.signal} before the first step", signal=request.signal)
-    progress: dict[str, Any] = {
-        "step": 0,
-        "seconds": 0.0,
-        "window": {},
-        "evaluated": None,
-        "data": None,
-        "branch": None,
-    }
-    publisher = None
-    checkpoint = newest_whole(run.checkpoints)
-    if checkpoint is not None:
-        progress = restore_checkpoint(checkpoint, accelerator, session.model)
-        set_aside_later(checkpoint, accelerator)
-        log.info("going on from %s", checkpoint)
-    step, seconds = int(progress["step"]), float(progress["seconds"])
-    done = plan.done(step, seconds)
-    evaluated = Evaluated(**progress["evaluated"]) if progress["evaluated"] else None
-    if progress["data"] not in (None, session.batches.fingerprint):
-        raise RunError(
-            f"the data is not what {run.path} was started with",
-            hint="bring the old data back, or choose another output_dir for a new run",
-        )
-    if accelerator.is_main_process:
-        run.create()
-        session.tokenizer.save_pretrained(run.path)
-        write_whole(run.recipe_file, dump(recipe))
-        publisher = Publisher(run, recipe.hub) if recipe.hub.repo_id else None
-        if publisher and checkpoint and progress["branch"]:  # it may have been killed before it was pushed
-            publisher.offer(checkpoint, progress["branch"])
-    announce(session, step)
-    metrics = Metrics(run.metrics_file, accelerator, window=Window(**progress["window"]), upto_step=step)
-    origin = time.monotonic() - seconds
-    with Display(enabled=accelerator.is_main_process, done=done, steps=plan.steps) as display:
-        for micro_batches, targets in upcoming(session, step):
-            if done >= 1:
-                break
-            rate = recipe.optimizer.lr * learning_rate_factor(recipe.schedule, plan, step, seconds)
-            loss, norm = train_step(session, step, micro_batches, targets, rate)
-            metrics.add(loss, targets, norm)
-            step, before, seconds = step + 1, seconds, agreed(accelerator, time.monotonic() - origin)
-            done = plan.done(step, seconds)
-            if step % recipe.train.log_every == 0 or done >= 1:
-                log_window(session, metrics, display, step=step, done=done, rate=rate)
-            if session.batches.validation and (done >= 1 or plan.due(recipe.evaluation.every, step, seconds, before)):
-                evaluated = evaluate_now(session, metrics, display, step=step, everything=done >= 1)
-            stopped_by = int(agreed(accelerator, request.signal or 0))
-            due = done >= 1 or plan.due(recipe.checkpoints.every, step, seconds, before)
-            if stopped_by or due:
-                progress = {
-                    "step": step,
-                    "seconds": seconds,
-                    "window": asdict(finite_window(metrics, step)),
-                    "evaluated": asdict(evaluated) if evaluated else None,
-                    "data": session.batches.fingerprint,
-                    "branch": branch_name(recipe, plan, step) if due and recipe.hub.push == "checkpoints" else None,
-                }
-                saved = save_checkpoint(
-                    run.checkpoints, accelerator, session.tokenizer, progress, keep=recipe.checkpoints.keep
-                )
-                if publisher and progress["branch"]:
-                    publisher.offer(saved, progress["branch"])
-                metrics.restart_clock()
-            if stopped_by:
-                raise Stopped(
-                    f"stopped by signal {stopped_by} after step {step}; the run is saved",
-                    signal=stopped_by,
-                    hint="the same command with --resume goes on",
-                )
-    finish(session, step, seconds, evaluated)
+    at, checkpoint = begin(session)
+    publisher = begin_pushing(session, at, checkpoint)
+    metrics = Metrics(session.run.metrics_file, accelerator, session.phases, at.window, at.steady, upto_step=at.step)
+    origin = time.monotonic() - at.seconds
+    done = plan.done(at.step, at.seconds)
+    try:
+        with Display(enabled=accelerator.is_main_process, done=done, steps=plan.steps) as display:
+            for micro_batches, targets in upcoming(session, at.step):
+                if done >= 1:
+                    break
+                rate = recipe.optimizer.lr * learning_rate_factor(recipe.schedule, plan, at.step, at.seconds)
+                loss, norm = train_step(session, at.step, micro_batches, targets, rate)
+                metrics.add(loss, targets, norm)
+                before, at.seconds = at.seconds, agreed(accelerator, time.monotonic() - origin)
+                at.step += 1
+                done = plan.done(at.step, at.seconds)
+                if at.step % recipe.train.log_every == 0 or done >= 1:
+                    log_window(session, metrics, display, step=at.step, done=done, rate=rate)
+                if session.batches.validation and (
+                    done >= 1 or plan.due(recipe.evaluation.every, at.step, at.seconds, before)
+                ):
+                    at.evaluated = evaluate_now(session, metrics, display, step=at.step, everything=done >= 1)
+                stopped_by = int(agreed(accelerator, request.signal or 0))
+                due = done >= 1 or plan.due(recipe.checkpoints.every, at.step, at.seconds, before)
+                if stopped_by or due:
+                    pushed = due and recipe.hub.push == "checkpoints"
+                    at.branch = branch_name(recipe, plan, at.step) if pushed else None
+                    save_now(session, metrics, publisher, at)
+                if stopped_by:
+                    raise Stopped(
+                        f"stopped by signal {stopped_by} after step {at.step}; the run is saved",
+                        signal=stopped_by,
+                        hint="the same command with --resume goes on",
+                    )
+        finish(session, metrics, at.step, at.seconds, at.evaluated)
+    except BaseException:
+        if publisher:
+            publisher.abandon()
+        raise
     return publisher
+
+
+def save_now(session: Session, metrics: Metrics, publisher: Publisher | None, at: Progress) -> None:
+    """Saves a checkpoint, and has it pushed where the recipe says so."""
+    at.window, at.steady = finite_window(metrics, at.step), metrics.steady
+    at.data, at.micro_batch_size = session.batches.fingerprint, session.micro_batch_size
+    keep = session.recipe.checkpoints.keep
+    saved = save_checkpoint(session.run.checkpoints, session.accelerator, session.tokenizer, at.as_dict(), keep=keep)
+    if publisher and at.branch:
+        publisher.offer(saved, at.branch)
+    metrics.restart_clock()
 
 
 def branch_name(recipe: Recipe, plan: Plan, step: int) -> str:
@@ -186,7 +175,9 @@ def branch_name(recipe: Recipe, plan: Plan, step: int) -> str:
     words, every = step * plan.words_per_step, recipe.checkpoints.every
     if every.unit == "words" and plan.due(every, step, 0, 0):
         words = passed(words, every.value) * every.value  # a step goes a little beyond it
-    return f"chck_{count(words)}"
+    # Written out, so that no two are called the same: chck_1234M, not chck_1.23B.
+    scale, unit = (10**6, "M") if words >= 10**6 else (10**3, "k")
+    return f"chck_{round(words) / scale:.12g}{unit}"
 
 
 def train_step(
@@ -197,25 +188,28 @@ def train_step(
     The gradient is that of the summed loss divided by the targets of the whole step, over all micro-batches and
     processes; the processes' gradients are averaged, hence their number as a factor.
     """
-    accelerator, model, optimizer = session.accelerator, session.model, session.optimizer
-    for group in optimizer.param_groups:
-        group["lr"] = rate
+    accelerator, model = session.accelerator, session.model
+    for optimizer in session.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
     total = torch.zeros((), device=accelerator.device)
-    for number, batch in enumerate(micro_batches):
-        # Dropout follows from the place in the run, so there is no generator to save.
-        torch.manual_seed(derived(session.recipe.seed, "dropout", step, number, accelerator.process_index))
-        batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
-        last = number == len(micro_batches) - 1
-        with nullcontext() if last else accelerator.no_sync(model):
-            with accelerator.autocast():
-                loss, _ = session.loss(model, batch)
-            accelerator.backward(loss * (accelerator.num_processes / max(targets, 1)))
-        total += loss.detach()
-    clip = session.recipe.train.gradient_clip or float("inf")
-    norm = accelerator.clip_grad_norm_(model.parameters(), clip)
-    optimizer.step()
-    optimizer.zero_grad()
-    norm = torch.as_tensor(norm).detach()
+    with session.phases("forward_backward"):
+        for number, batch in enumerate(micro_batches):
+            # Dropout follows from the place in the run, so there is no generator to save.
+            torch.manual_seed(derived(session.recipe.seed, "dropout", step, number, accelerator.process_index))
+            batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+            last = number == len(micro_batches) - 1
+            with nullcontext() if last else accelerator.no_sync(model):
+                with accelerator.autocast():
+                    loss, _ = session.loss(model, batch)
+                accelerator.backward(loss * (accelerator.num_processes / max(targets, 1)))
+            total += loss.detach()
+    with session.phases("optimizer"):
+        clip = session.recipe.train.gradient_clip or float("inf")
+        norm = torch.as_tensor(accelerator.clip_grad_norm_(model.parameters(), clip)).detach()
+        for optimizer in session.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
     if accelerator.scaler is not None:  # fp16: such a step was left out, and the next has a smaller loss scale
         norm = torch.nan_to_num(norm, nan=0.0, posinf=0.0)
     return total, norm
@@ -234,12 +228,15 @@ def upcoming(session: Session, step: int) -> Iterator[tuple[list[MicroBatch], in
         rows = session.batches.rows(step, range(first, first + own))
         size = session.micro_batch_size
         micro_batches = [session.collator(rows[start : start + size]) for start in range(0, own, size)]
+        if accelerator.device.type == "cuda":  # from pinned memory the device copies by itself
+            micro_batches = [{name: each.pin_memory() for name, each in batch.items()} for batch in micro_batches]
         return micro_batches, sum(int((batch["labels"] != IGNORED).sum()) for batch in micro_batches)
 
     with ThreadPoolExecutor(max_workers=1) as worker:
         following = worker.submit(load, step)
         while True:
-            micro_batches, targets = following.result()
+            with session.phases("data", on_device=False):
+                micro_batches, targets = following.result()
             step += 1
             following = worker.submit(load, step)
             if accelerator.num_processes > 1:
@@ -279,8 +276,13 @@ def log_window(session: Session, metrics: Metrics, display: Display, *, step: in
             "lr": rate,
             "gradient_norm": window.gradient_norm / window.steps,
             "tokens_per_second": round(tokens_per_second, 1),
+            "mfu": round(utilisation(session, tokens_per_second), 4),
+            "time": window.shares,
         }
     )
+    if window.shares["data"] > WAITS_FOR_DATA and not session.said_waiting:
+        session.said_waiting = True
+        log.warning("%.0f%% of the time is spent waiting for data", 100 * window.shares["data"])
     metrics.start_window()
     display.update(step, done, loss, tokens_per_second)
 
@@ -305,52 +307,3 @@ def evaluate_now(session: Session, metrics: Metrics, display: Display, *, step: 
         f"accuracy {evaluated.accuracy:.1%}"
     )
     return evaluated
-
-
-def announce(session: Session, step: int) -> None:
-    """A short summary before training: the model, the data, the plan and about how long it will take."""
-    facts, plan, recipe = session.facts, session.plan, session.recipe
-    log.info(
-        "%s: %s with %s parameters on %s, %s",
-        recipe.name,
-        facts["architecture"],
-        count(facts["parameters"]),
-        facts["device"],
-        facts["precision"],
-    )
-    log.info(
-        "data: %s training tokens, %s held out; blocks of %d, packing %s",
-        count(facts["training_tokens"]),
-        count(facts["validation_tokens"]),
-        recipe.data.block_size,
-        facts["packing"],
-    )
-    if plan.steps is None:
-        assert plan.seconds is not None
-        log.info("plan: %s of steps of %s tokens", span(plan.seconds), count(plan.tokens_per_step))
-        return
-    left = (plan.steps - step) * seconds_per_step(session) if step < plan.steps else 0.0
-    log.info(
-        "plan: %d steps of %s tokens (%.2f epochs), about %s without evaluations",
-        plan.steps,
-        count(plan.tokens_per_step),
-        plan.steps / plan.steps_per_epoch,
-        span(left),
-    )
-
-
-def seconds_per_step(session: Session) -> float:
-    """About how long a step takes: forward and backward of one micro-batch, the fastest of three."""
-    rows = session.batches.rows(0, range(session.micro_batch_size))
-    batch = {name: tensor.to(session.accelerator.device) for name, tensor in session.collator(rows).items()}
-    seconds = float("inf")
-    for _ in range(3):
-        began = time.monotonic()
-        with session.accelerator.autocast():
-            loss, _ = session.loss(session.model, batch)
-        session.accelerator.backward(loss)
-        loss.item()
-        seconds = min(seconds, time.monotonic() - began)
-    session.optimizer.zero_grad()
-    own = session.batches.batch_size // int(session.accelerator.num_processes)
-    return seconds * -(-own // session.micro_batch_size)

@@ -2,7 +2,9 @@
 
 import json
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,9 @@ from accelerate import Accelerator
 
 from hfpretrain.files import write_whole
 from hfpretrain.run import step_of
+
+PHASES = ("data", "forward_backward", "optimizer")
+"""What the time of a step is split into; the rest is other."""
 
 
 @dataclass
@@ -22,13 +27,55 @@ class Window:
     gradient_norm: float = 0.0
     steps: int = 0
     seconds: float = 0.0
+    phases: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The share of the time that each phase took, and other."""
+        shares = {name: self.phases.get(name, 0.0) / max(self.seconds, 1e-9) for name in PHASES}
+        return {name: round(share, 4) for name, share in (shares | {"other": 1 - sum(shares.values())}).items()}
+
+
+class Phases:
+    """Measures the phases of steps: by the clock, or on CUDA, which works on while Python goes ahead, by its events."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.on_cuda = device.type == "cuda"
+        self.seconds: dict[str, float] = {}
+        self.events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextmanager
+    def __call__(self, name: str, *, on_device: bool = True) -> Iterator[None]:
+        """Counts what happens inside as the phase `name`; `on_device` says whether it is the device's work."""
+        if self.on_cuda and on_device:
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            start.record()
+            yield
+            end.record()
+            self.events.append((name, start, end))
+            return
+        began = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+
+    def take(self) -> dict[str, float]:
+        """The seconds since the last time. The device has to have been waited for."""
+        for name, start, end in self.events:
+            self.seconds[name] = self.seconds.get(name, 0.0) + start.elapsed_time(end) / 1000
+        self.events.clear()
+        seconds, self.seconds = self.seconds, {}
+        return seconds
 
 
 class Metrics:
     """Collects what each step came to on the device, and writes a line when asked."""
 
-    def __init__(self, file: Path, accelerator: Accelerator, *, window: Window, upto_step: int) -> None:
-        self.file, self.accelerator, self.window = file, accelerator, window
+    def __init__(
+        self, file: Path, accelerator: Accelerator, phases: Phases, window: Window, steady: Window, *, upto_step: int
+    ) -> None:
+        self.file, self.accelerator, self.phases, self.window = file, accelerator, phases, window
+        self.steady, self.warm, self.last = steady, False, Window()
+        """`steady`: steps and seconds of all windows but the first after a start, which warms up."""
         self.clock = time.monotonic()
         self.losses: list[torch.Tensor] = []
         self.norms: list[torch.Tensor] = []
@@ -55,6 +102,8 @@ class Metrics:
             self.window.loss += loss
             self.window.gradient_norm += norm
             self.losses, self.norms = [], []
+            for name, seconds in self.phases.take().items():
+                self.window.phases[name] = self.window.phases.get(name, 0.0) + seconds
         now = time.monotonic()
         self.window.seconds += now - self.clock
         self.clock = now
@@ -65,7 +114,16 @@ class Metrics:
         self.clock = time.monotonic()
 
     def start_window(self) -> None:
-        self.window = Window()
+        if self.warm:
+            self.steady.steps += self.window.steps
+            self.steady.seconds += self.window.seconds
+        self.warm, self.last, self.window = True, self.window, Window()
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Without warm-up, evaluation and saving; of a run that logged once with its warm-up."""
+        window = self.steady if self.steady.steps else self.last
+        return window.seconds / max(window.steps, 1)
 
     def write(self, line: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:

@@ -13,18 +13,22 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hfpretrain import hardware
+from hfpretrain import amounts, hardware
+from hfpretrain.card import LOCAL
 from hfpretrain.data.batches import Batches, open_batches
 from hfpretrain.errors import RecipeError
-from hfpretrain.hub import split_revision
 from hfpretrain.modeling.attention import DocumentMasking, prove_document_masking
+from hfpretrain.modeling.flops import flops_per_token
+from hfpretrain.modeling.loss import Loss, Shortcuts, prove_shortcuts
 from hfpretrain.modeling.model import build_model, count_parameters
-from hfpretrain.modeling.objective import Collator, Loss
+from hfpretrain.modeling.objective import Collator
 from hfpretrain.modeling.tokenizer import build_tokenizer, load_tokenizer
-from hfpretrain.recipe import Recipe, Source
+from hfpretrain.recipe import Amount, Recipe, Source
 from hfpretrain.run import Run
 from hfpretrain.training.checkpoint import save_with_transformers
-from hfpretrain.training.optimizer import build_optimizer
+from hfpretrain.training.metrics import Phases
+from hfpretrain.training.micro_batch import choose_micro_batch_size
+from hfpretrain.training.optimizer import build_optimizers
 from hfpretrain.training.schedule import Plan
 
 log = logging.getLogger(__name__)
@@ -39,14 +43,22 @@ class Session:
     accelerator: Accelerator
     tokenizer: PreTrainedTokenizerBase
     model: torch.nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizers: list[torch.optim.Optimizer]
     loss: Loss
     batches: Batches
     collator: Collator
     plan: Plan
     micro_batch_size: int
+    phases: Phases
     facts: dict[str, Any]
     """What the summary and report.json say about the run."""
+    said_waiting: bool = False
+
+
+def utilisation(session: Session, tokens_per_second: float) -> float:
+    """The share of what the hardware can multiply that the model's products took (MFU), over all processes."""
+    rate = session.facts["hardware_flops_per_second"] * session.accelerator.num_processes
+    return float(session.facts["flops_per_token"] * tokens_per_second / rate)
 
 
 def prepare_session(recipe: Recipe, run: Run, accelerator: Accelerator) -> Session:
@@ -61,7 +73,11 @@ def prepare_session(recipe: Recipe, run: Run, accelerator: Accelerator) -> Sessi
     plan = Plan.of(recipe, batches.blocks_per_epoch, batches.words_per_token)
     model = build_model(recipe, tokenizer)
     how = document_masking(recipe, model)
-    loss = Loss(model, how)
+    compiled = recipe.train.compile is True or (recipe.train.compile == "auto" and accelerator.device.type == "cuda")
+    collator = Collator(recipe, tokenizer, isolated=how is not None, static=compiled)
+    shortcuts = choose_shortcuts(recipe, model, how, collator)
+    loss = Loss(model, how, shortcuts)
+    precision = hardware.choose_precision(recipe.train.precision, accelerator.device)
     facts = {
         "name": recipe.name,
         "objective": recipe.objective,
@@ -74,32 +90,48 @@ def prepare_session(recipe: Recipe, run: Run, accelerator: Accelerator) -> Sessi
         "sources": [
             describe(source) | counts for source, counts in zip(recipe.data.sources, batches.sources, strict=True)
         ],
+        "validation_datasets": [
+            source.hub
+            for source in (() if isinstance(recipe.data.validation, Amount) else recipe.data.validation)
+            if hub_name(source.hub)
+        ],
         "base_model": hub_name(recipe.model.from_),
         "base_tokenizer": hub_name(recipe.tokenizer.from_),
-        "precision": hardware.choose_precision(recipe.train.precision, accelerator.device),
+        "shortcuts": str(shortcuts),
+        "precision": precision,
         "device": hardware.device_name(accelerator.device),
+        "hardware_flops_per_second": round(hardware.matrix_rate(accelerator.device, precision)),
         "processes": accelerator.num_processes,
         "versions": hardware.versions(),
     }
-    optimizer = build_optimizer(model, recipe.optimizer)
-    if recipe.train.compile is True or (recipe.train.compile == "auto" and accelerator.device.type == "cuda"):
+    optimizers = build_optimizers(model, recipe.optimizer, fast_dtype=hardware.fast_dtype(accelerator.device))
+    if activation_checkpointing(recipe, model, accelerator.device):
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        facts["activation_checkpointing"] = True
+    if compiled:
         model.compile()
-    prepared, optimizer = accelerator.prepare(model.train(), optimizer)
+    model.to(accelerator.device)
+    block = {name: tensor.to(accelerator.device) for name, tensor in collator(batches.rows(0, range(1))).items()}
+    facts["flops_per_token"] = round(flops_per_token(model, loss, block))
+    prepared, *optimizers = accelerator.prepare(model.train(), *optimizers)
     save_with_transformers(accelerator)
-    return Session(
+    session = Session(
         recipe=recipe,
         run=run,
         accelerator=accelerator,
         tokenizer=tokenizer,
         model=prepared,
-        optimizer=optimizer,
+        optimizers=optimizers,
         loss=loss,
         batches=batches,
-        collator=Collator(recipe, tokenizer, isolated=how is not None),
+        collator=collator,
         plan=plan,
-        micro_batch_size=choose_micro_batch_size(recipe, accelerator, model.config.get_text_config().vocab_size),
+        phases=Phases(accelerator.device),
+        micro_batch_size=0,
         facts=facts,
     )
+    session.micro_batch_size = choose_micro_batch_size(session)
+    return session
 
 
 def describe(source: Source) -> dict[str, Any]:
@@ -110,12 +142,12 @@ def describe(source: Source) -> dict[str, Any]:
         return {"name": ", ".join(parts), "dataset": dataset}
     if source.builtin:
         return {"name": f"{source.builtin}, generated by hfpretrain", "dataset": None}
-    return {"name": "local files", "dataset": None}
+    return {"name": LOCAL, "dataset": None}
 
 
 def hub_name(name: str | None) -> str | None:
-    """`name` without its revision if it is one on the Hub; None if it is a local folder or nothing."""
-    return None if name is None or Path(name).expanduser().exists() else split_revision(name)[0]
+    """`name` if it is one on the Hub; None if it is a local folder or nothing."""
+    return None if name is None or Path(name).expanduser().exists() else name
 
 
 def open_accelerator(recipe: Recipe) -> Accelerator:
@@ -162,12 +194,41 @@ def document_masking(recipe: Recipe, model: PreTrainedModel) -> DocumentMasking 
     return how
 
 
-def choose_micro_batch_size(recipe: Recipe, accelerator: Accelerator, vocabulary: int) -> int:
-    """Blocks that a device sees at once: the recipe's number, or as many as keep the logits (fp32) under a bound."""
-    own = recipe.train.batch_size // int(accelerator.num_processes)
-    if recipe.train.micro_batch_size != "auto":
-        return min(recipe.train.micro_batch_size, own)
-    numbers = 2**27 if accelerator.device.type == "cpu" else 2**30  # 0.5 GB and 4 GB of logits
-    fitting = max(1, numbers // (vocabulary * recipe.data.block_size))
-    sizes = [size for size in range(1, own + 1) if own % size == 0 and size <= fitting]
-    return sizes[-1]
+def choose_shortcuts(
+    recipe: Recipe, model: PreTrainedModel, how: DocumentMasking | None, collator: Collator
+) -> Shortcuts:
+    """The ways to the loss that are proven on this very model; what is given up is said."""
+    if recipe.train.shortcuts == "none":
+        return Shortcuts()
+    shortcuts = prove_shortcuts(model, how, on_targets=collator.few_targets)
+    name = model.config.model_type
+    if collator.few_targets and not shortcuts.on_targets:
+        log.info("%s: the head runs on every token, as it is not proven to give the same on the targets alone", name)
+    if not shortcuts.fused:
+        log.info("%s: logits are kept whole, as the fused cross-entropy is not proven to give the same", name)
+    return shortcuts
+
+
+def activation_checkpointing(recipe: Recipe, model: PreTrainedModel, device: torch.device) -> bool:
+    """Whether layers are computed again in the backward pass: as the recipe says, or where one block would not fit."""
+    setting = recipe.train.activation_checkpointing
+    if setting != "auto":
+        if setting and not model.supports_gradient_checkpointing:
+            raise RecipeError(
+                f"train.activation_checkpointing: {model.config.model_type} cannot do it", hint="remove the key"
+            )
+        return setting
+    if not model.supports_gradient_checkpointing:
+        return False
+    needed = 16 * count_parameters(model) + activation_bytes(recipe, model)
+    if needed <= hardware.total_memory(device):
+        return False
+    log.info("activation checkpointing is used: a block needs about %sB without it", amounts.count(needed))
+    return True
+
+
+def activation_bytes(recipe: Recipe, model: PreTrainedModel) -> float:
+    """About what a block keeps for its backward pass: 34 bytes per token, unit and layer (Korthikanti et al. 2022)."""
+    config = model.config.get_text_config()
+    layers, width = getattr(config, "num_hidden_layers", 0), getattr(config, "hidden_size", 0)
+    return 34.0 * recipe.data.block_size * width * layers

@@ -1,0 +1,259 @@
+"""The loss of a micro-batch, summed over its targets, and two shortcuts to it that are proven before they are used.
+
+On targets: the model's head runs on the positions that are targets only (of masked language modeling, a seventh of
+them). Fused: output embedding and cross-entropy are one operation that works row by row and leaves no logits behind.
+Both hang on the model as hooks, so that they work with any architecture whose parts are where they are expected; where
+a tiny batch shows another loss or another gradient, the plain way is taken.
+"""
+
+import inspect
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hfpretrain.data.blocks import PADDING
+from hfpretrain.modeling.attention import DocumentMasking, document_inputs, proof_batch
+from hfpretrain.modeling.objective import IGNORED, MicroBatch, target_places
+
+CHUNK_NUMBERS, CHUNK_ROWS = 2**23, 256
+"""Logits of a chunk: so many numbers (32 MB in fp32), but no fewer rows. Fewer make slow matrix products."""
+
+
+@dataclass(frozen=True)
+class Shortcuts:
+    """Which ways to the loss are taken."""
+
+    on_targets: bool = False
+    fused: bool = False
+
+    def __str__(self) -> str:
+        names = {"head on targets": self.on_targets, "fused cross-entropy": self.fused}
+        return " and ".join(name for name, used in names.items() if used) or "none"
+
+
+class Loss:
+    """The summed cross-entropy of a micro-batch under a model, in nats. `close` takes its hooks off the model."""
+
+    def __init__(self, model: PreTrainedModel, how: DocumentMasking | None, shortcuts: Shortcuts = Shortcuts()) -> None:
+        self.how, self.shortcuts = how, shortcuts
+        self.bidirectional = not getattr(model.config, "is_decoder", False) and not model.can_generate()
+        accepted = inspect.signature(model.forward).parameters
+        self.fixed = {"use_cache": False} if "use_cache" in accepted else {}
+        self._kept: Tensor | None = None
+        self._taken: Tensor | None = None
+        self._active = False
+        self._hooks = []
+        if shortcuts.on_targets:
+            self._hooks.append(model.base_model.register_forward_hook(self._keep_targets))
+        if shortcuts.fused:
+            self.output = model.get_output_embeddings()
+            self._hooks.append(self.output.register_forward_pre_hook(self._take))
+
+    def close(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def inputs(self, batch: MicroBatch) -> dict[str, Any]:
+        """What the model is called with."""
+        inputs = {"input_ids": batch["input_ids"], **self.fixed}
+        documents = batch["document_ids"]
+        if self.how is not None:
+            inputs |= document_inputs(documents, self.how)
+        elif self.bidirectional and bool((documents == PADDING).any()):
+            # A causal model never looks at padding, which comes last.
+            inputs["attention_mask"] = (documents != PADDING).long()
+        return inputs
+
+    def __call__(self, model: nn.Module, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """The sum over targets, float32 [], and how many targets were predicted right, int64 [].
+
+        While gradients are recorded, which is when nobody asks, the second is zero.
+        """
+        labels = batch["labels"].flatten()
+        if self.shortcuts.on_targets:
+            self._kept = batch["targets"]
+            labels = labels[self._kept]
+        self._active = True
+        try:
+            logits = model(**self.inputs(batch)).logits
+            taken, self._taken = self._taken, None
+        finally:
+            self._kept, self._active = None, False
+        if taken is not None:
+            bias = getattr(self.output, "bias", None)
+            states, matrix = taken.flatten(0, -2), self.output.weight
+            found: tuple[Tensor, Tensor] = FusedCrossEntropy.apply(states, matrix, bias, labels)  # type: ignore[no-untyped-call]
+            return found
+        logits = logits.flatten(0, -2)
+        total = nn.functional.cross_entropy(logits.float(), labels, reduction="sum", ignore_index=IGNORED)
+        hits = total.new_zeros((), dtype=torch.long)
+        if not torch.is_grad_enabled():
+            hits = (logits.argmax(-1) == labels).sum()
+        return total, hits
+
+    def _keep_targets(self, module: nn.Module, inputs: Any, output: Any) -> Any:
+        """Leaves only the hidden states at targets, as one row: [1, targets, width]."""
+        if self._kept is None:
+            return output
+        kept = output[0].flatten(0, 1)[self._kept][None]
+        if isinstance(output, tuple):
+            return (kept, *output[1:])
+        output.last_hidden_state = kept
+        return output
+
+    def _take(self, module: nn.Module, inputs: Any) -> Any:
+        """Takes what the output embedding should have seen, and has it see one position."""
+        if not self._active:
+            return None
+        self._taken = inputs[0]
+        return (inputs[0][:, :1], *inputs[1:])
+
+
+class FusedCrossEntropy(torch.autograd.Function):
+    """Cross-entropy of `hidden @ weight.T + bias` summed over labels; the gradient is made while the logits are there.
+
+    The same three matrix products as the plain way; what it saves are logits and their gradient in memory, and the
+    passes over them. As Liger-Kernel's fused linear cross-entropy does (Hsu et al. 2024), in plain PyTorch.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """hidden [n, width], weight [vocabulary, width], bias [vocabulary], labels [n] int64; two sums, []."""
+        kind = hidden.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+        learns = any(ctx.needs_input_grad)
+        total = torch.zeros((), device=hidden.device)
+        hits = torch.zeros((), device=hidden.device, dtype=torch.long)
+        hidden_gradient = torch.empty_like(hidden) if learns else None
+        weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if learns else None
+        bias_gradient = torch.zeros_like(bias, dtype=torch.float32) if learns and bias is not None else None
+        rows = max(CHUNK_ROWS, CHUNK_NUMBERS // len(weight))
+        with torch.autocast(kind, enabled=False):
+            states, matrix = hidden.to(dtype), weight.to(dtype)
+            for start in range(0, len(labels), rows):
+                chunk, wanted = states[start : start + rows], labels[start : start + rows, None]
+                counted = wanted != IGNORED
+                place = wanted.clamp(min=0)
+                logits = chunk @ matrix.T
+                if bias is not None:
+                    logits += bias
+                if not learns:
+                    hits += ((logits.argmax(-1, keepdim=True) == wanted) & counted).sum()
+                logs = torch.log_softmax(logits, -1, dtype=torch.float32)
+                total -= torch.where(counted, logs.gather(1, place), 0).sum()
+                if hidden_gradient is None or weight_gradient is None:
+                    continue
+                slopes = logs.exp_()
+                slopes.scatter_add_(1, place, torch.full_like(place, -1, dtype=torch.float32))
+                slopes *= counted
+                if bias_gradient is not None:
+                    bias_gradient += slopes.sum(0)
+                slopes = slopes.to(dtype)
+                hidden_gradient[start : start + rows] = slopes @ matrix
+                if dtype == torch.float32:
+                    weight_gradient.addmm_(slopes.T, chunk)
+                else:
+                    weight_gradient += slopes.T @ chunk
+        ctx.mark_non_differentiable(hits)
+        ctx.gradients = (hidden_gradient, weight_gradient, bias_gradient)
+        return total, hits
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias = ctx.gradients
+        ctx.gradients = None  # used once, like every graph here
+        scaled = [None if gradient is None else gradient.mul_(scale) for gradient in (hidden, weight, bias)]
+        return (*scaled, None)
+
+
+def prove_shortcuts(model: PreTrainedModel, how: DocumentMasking | None, *, on_targets: bool) -> Shortcuts:
+    """The shortcuts that give the loss and the gradients of the plain way, seen on two rows of random tokens.
+
+    `on_targets` says whether it is worth it: whether many positions are no targets. The model is left as it was.
+    """
+    batch = proof_batch(model)
+    if batch is None:
+        return Shortcuts()
+    documents, input_ids = batch
+    labels = input_ids.roll(1, 1)
+    labels[:, ::3] = IGNORED
+    micro_batch = {"input_ids": input_ids, "labels": labels, "document_ids": documents}
+    micro_batch["targets"] = target_places(labels)
+    wanted = [Shortcuts(on_targets=on_targets, fused=True)]
+    wanted += [Shortcuts(on_targets=True), Shortcuts(fused=True)] if on_targets else []
+    with _undisturbed(model):
+        plain = _loss_and_gradients(model, Loss(model, how), micro_batch)
+        for shortcuts in wanted:
+            if _fits(model, shortcuts) and _same(plain, _tried(model, how, shortcuts, micro_batch)):
+                return shortcuts
+    return Shortcuts()
+
+
+def _fits(model: PreTrainedModel, shortcuts: Shortcuts) -> bool:
+    """Whether the model has the parts that hooks are hung on."""
+    output = model.get_output_embeddings()
+    return (not shortcuts.on_targets or model.base_model is not model) and (
+        not shortcuts.fused or isinstance(getattr(output, "weight", None), Tensor)
+    )
+
+
+Outcome = tuple[float, list[Tensor | None]]
+
+
+def _tried(
+    model: PreTrainedModel, how: DocumentMasking | None, shortcuts: Shortcuts, batch: MicroBatch
+) -> Outcome | None:
+    loss = Loss(model, how, shortcuts)
+    try:
+        return _loss_and_gradients(model, loss, batch)
+    except Exception:
+        return None  # the model is built in another way
+    finally:
+        loss.close()
+
+
+def _loss_and_gradients(model: PreTrainedModel, loss: Loss, batch: MicroBatch) -> Outcome:
+    model.zero_grad(set_to_none=True)
+    total, _ = loss(model, batch)
+    total.backward()  # type: ignore[no-untyped-call]
+    return total.item(), [parameter.grad for parameter in model.parameters()]
+
+
+def _same(plain: Outcome, other: Outcome | None) -> bool:
+    """Equal up to rounding: losses to 1e-5 of their size, gradients to 1e-4 of the largest of each tensor."""
+    if other is None or not abs(plain[0] - other[0]) <= 1e-5 * abs(plain[0]):
+        return False
+    largest = max((float(gradient.abs().max()) for gradient in plain[1] if gradient is not None), default=0.0)
+    for one, two in zip(plain[1], other[1], strict=True):
+        if one is None or two is None:
+            if one is not two and float((two if one is None else one).abs().max()) > 0:  # type: ignore[union-attr]
+                return False
+            continue
+        bound = 1e-4 * float(one.abs().max()) + 1e-6 * largest
+        if not float((one - two).abs().max()) <= bound:
+            return False
+    return True
+
+
+@contextmanager
+def _undisturbed(model: PreTrainedModel) -> Iterator[None]:
+    """Evaluation mode, exact matrix products and no warnings; afterwards the model is as it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    precision = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("highest")  # TF32 would round away the difference between right and wrong
+        model.eval()
+        with torch.enable_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        model.zero_grad(set_to_none=True)
+        torch.set_float32_matmul_precision(precision)
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,131 @@
+"""How many blocks a device sees at once, where the recipe leaves it open: found by trying.
+
+On an accelerator the most that fit, on a CPU what is fastest per block. What was found is kept for the run, and on this
+machine for later runs of the same model, so that the same recipe gives the same bits again.
+"""
+
+import hashlib
+import json
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hfpretrain import hardware
+from hfpretrain.data.tokens import cache_folder
+from hfpretrain.files import write_whole
+
+if TYPE_CHECKING:
+    from hfpretrain.training.session import Session
+
+log = logging.getLogger(__name__)
+
+ENOUGH_SECONDS = 0.02
+"""A whole step that takes no longer is not worth cutting."""
+TRYING_SECONDS = 1.0
+GAIN = 1.03
+"""A larger size has to be that much faster on a CPU: it takes more memory."""
+ROOM = 0.92
+"""The share of an accelerator's memory that may be used."""
+
+
+def choose_micro_batch_size(session: "Session") -> int:
+    """Blocks at once for this process: the recipe's number, what was found before, or what is found now."""
+    own = session.recipe.train.batch_size // int(session.accelerator.num_processes)
+    given = session.recipe.train.micro_batch_size
+    if given != "auto":
+        return min(given, own)
+    file = cache_folder() / "micro_batch_sizes.json"
+    key = hashlib.sha256(json.dumps(_identity(session, own), sort_keys=True).encode()).hexdigest()
+    try:
+        found: dict[str, int] = json.loads(file.read_text(encoding="utf-8"))
+        if found[key] in divisors(own):
+            return found[key]
+    except (OSError, ValueError, KeyError, TypeError):
+        found = {}
+    on_cpu = session.accelerator.device.type == "cpu"
+    size = fastest(session, own) if on_cpu else largest(session, own)
+    if session.accelerator.num_processes > 1:  # all alike, as what fits all
+        sizes = session.accelerator.gather(torch.tensor([size], device=session.accelerator.device))
+        size = int(sizes.min())
+    if session.accelerator.is_main_process:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(file, json.dumps(found | {key: size}))
+        except OSError:
+            log.debug("the micro-batch size is not kept for other runs", exc_info=True)
+    return size
+
+
+def divisors(number: int) -> list[int]:
+    """All of them, the largest first."""
+    return [size for size in range(number, 0, -1) if number % size == 0]
+
+
+def fastest(session: "Session", own: int) -> int:
+    """The size with the least time per block, growing from one of 1,024 tokens as long as that helps."""
+    began = time.perf_counter()
+    sizes = divisors(own)[::-1]
+    if seconds_of(session, 1) * own <= ENOUGH_SECONDS:
+        return own
+    start = next((size for size in sizes if size * session.recipe.data.block_size >= 1024), own)
+    best, least = start, seconds_of(session, start) / start
+    for size in sizes:
+        if size < 2 * best:
+            continue
+        if time.perf_counter() - began > TRYING_SECONDS:
+            break
+        each = seconds_of(session, size) / size
+        if each * GAIN > least:
+            break
+        best, least = size, each
+    return best
+
+
+def largest(session: "Session", own: int) -> int:
+    """The most blocks whose forward and backward fit beside weights, gradients and the optimizer's state."""
+    device = session.accelerator.device
+    total = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else None
+    states = 8 * session.facts["parameters"]
+    for size in divisors(own):
+        try:
+            if total is not None:
+                torch.cuda.reset_peak_memory_stats(device)
+            with torch.compiler.set_stance("force_eager"):  # compiling for a size that is not taken costs minutes
+                seconds_of(session, size)
+            if total is None or torch.cuda.max_memory_allocated(device) + states < ROOM * total:
+                return size
+        except torch.OutOfMemoryError:
+            session.model.zero_grad(set_to_none=True)
+        if total is not None:
+            torch.cuda.empty_cache()
+    return 1
+
+
+def seconds_of(session: "Session", size: int) -> float:
+    """The time of a forward and backward of `size` blocks, the faster of two; gradients are left as they were: none."""
+    rows = session.batches.rows(0, range(size))
+    batch = {name: tensor.to(session.accelerator.device) for name, tensor in session.collator(rows).items()}
+    seconds = float("inf")
+    for _ in range(2):
+        began = time.perf_counter()
+        with session.accelerator.no_sync(session.model):
+            with session.accelerator.autocast():
+                loss, _ = session.loss(session.model, batch)
+            session.accelerator.backward(loss)
+        loss.item()
+        seconds = min(seconds, time.perf_counter() - began)
+    session.model.zero_grad(set_to_none=True)
+    return seconds
+
+
+def _identity(session: "Session", own: int) -> dict[str, Any]:
+    """What the best size depends on."""
+    recipe, facts = session.recipe, session.facts
+    return {
+        "model": [facts["architecture"], facts["parameters"], facts["packing"], facts["shortcuts"]],
+        "blocks": [own, recipe.data.block_size, recipe.objective, recipe.train.activation_checkpointing],
+        "machine": [facts["device"], torch.get_num_threads(), facts["precision"], torch.__version__],
+        "memory": hardware.total_memory(session.accelerator.device),
+    }
