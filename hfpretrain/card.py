@@ -26,6 +26,8 @@ GREY, BLUE, ORANGE = "#797979", "#3b82f6", "#e0731d"
 
 _MARK = "<!-- Written by hfpretrain, and anew with each push; an edited card is kept. sha256:{} -->\n"
 _MARKED = re.compile(re.escape(_MARK).replace(r"\{\}", "([0-9a-f]{64})") + r"\Z")
+NEUTRAL = {"mlm": "This is a [MASK].", "clm": "This is a"}
+"""What the card shows the model on where the data is not for everyone to see."""
 LOCAL = "local files"
 """The name of a source that has no place on the Hub."""
 _HOME = "https://huggingface.co"
@@ -96,9 +98,8 @@ def _body(report: dict[str, Any], recipe: recipes.Recipe, repo_id: str | None, r
         else "causal language model, which continues text"
     )
     base, at = split_revision(report["base_model"] or "")
-    started = (
-        f", continued from [{base}]({_HOME}/{base}{f'/tree/{at}' if at else ''})" if base else ", trained from scratch"
-    )
+    link = f"{_HOME}/{base}" + (f"/tree/{at}" if at else "")
+    started = f", continued from [{report['base_model']}]({link})" if base else ", trained from scratch"
     started = ", continued from other weights" if recipe.model.from_ and not base else started
     where = "" if repo_id else " Run it in the folder of this model, or put the model's name in place of the dot."
     sections = [
@@ -117,8 +118,8 @@ def _body(report: dict[str, Any], recipe: recipes.Recipe, repo_id: str | None, r
         f"{report['training_tokens']:,} tokens for training, {report['validation_tokens']:,} for validation. "
         f"Fingerprint of the data: `{report['data_fingerprint']}`.",
         "## Reproduce",
-        "Save the recipe as `recipe.yaml` and train. The order of the data, the masks and the first weights follow "
-        "from the seed; equal data has the fingerprint above.",
+        f"With hfpretrain {report['versions']['hfpretrain']}: save the recipe as `recipe.yaml` and train. The order of "
+        "the data, the masks and the first weights follow from the seed; equal data has the fingerprint above.",
         _fenced(strict_yaml.write(shareable(report, recipe)), "yaml"),
         _fenced(_command(report, recipe), "sh"),
         _table(["library", "version"], [[name, version] for name, version in report["versions"].items()]),
@@ -127,7 +128,8 @@ def _body(report: dict[str, Any], recipe: recipes.Recipe, repo_id: str | None, r
 
 
 def _snippet(report: dict[str, Any], place: str, revision: str | None) -> str:
-    example, model = report["example"], f'model="{place}"' + (f', revision="{revision}"' if revision else "")
+    example = report["samples"][0]["text"] if report["samples"] else NEUTRAL[report["objective"]]
+    model = f'model="{place}"' + (f', revision="{revision}"' if revision else "")
     if report["objective"] == "mlm":
         text = json.dumps(example.replace("[MASK]", report["mask_token"]), ensure_ascii=False)
         return (
@@ -170,7 +172,7 @@ def _samples(report: dict[str, Any]) -> list[str]:
     intro = "The likeliest words for a mask." if report["objective"] == "mlm" else "The likeliest continuation."
     return [
         "## Samples",
-        f"{intro} Each text is how a document of the data begins.",
+        f"{intro}",
         _fenced("\n\n".join(lines), "text"),
     ]
 
@@ -204,7 +206,9 @@ def _command(report: dict[str, Any], recipe: recipes.Recipe) -> str:
         for number, source in enumerate(report["sources"])
         if source["name"] == LOCAL
     )
-    return f"pip install hfpretrain=={report['versions']['hfpretrain']}\nhfpretrain train recipe.yaml{files}"
+    shared = shareable(report, recipe)
+    bases = "".join(f" {key}.from=PATH" for key in ("model", "tokenizer") if shared[key].get("from") == "PATH")
+    return f"hfpretrain train recipe.yaml{files}{bases}"
 
 
 def shareable(report: dict[str, Any], recipe: recipes.Recipe) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -199,7 +200,9 @@ def evaluate(
 
 @app.command()
 def push(
-    model: Annotated[Path, typer.Argument(help="A run, a checkpoint or a model folder.", show_default=False)],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A run, a checkpoint or a model folder.", show_default=False)
+    ],
     repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="org/name on the Hub.", show_default=False)],
     public: Annotated[bool, typer.Option("--public", help="For everyone to see; without it, private.")] = False,
     revision: Annotated[
@@ -212,8 +215,14 @@ def push(
     Example: hfpretrain push runs/quickstart-mlm my-name/quickstart-mlm
     """
     prepare_environment()
-    from hfpretrain.publish import push
+    from hfpretrain.publish import AGAIN, push
 
+    def stop(number: int, frame: object) -> None:
+        typer.echo(f"stopped; {AGAIN}", err=True)
+        leave(128 + number)
+
+    # Python would wait for the uploads on other threads.
+    signal.signal(signal.SIGINT, stop)
     for pushed in push(model, repo_id, public=public, revision=revision, message=message):
         if not pushed.changed:
             log.info("the Hub has all of it already")

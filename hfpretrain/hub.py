@@ -41,6 +41,8 @@ def locate(name: str, *, kind: Kind) -> str:
     path = Path(name).expanduser()
     if path.is_dir():
         return str(path.absolute())
+    if name.endswith("@"):
+        raise error_class(f"{name}: there is no revision behind the @", hint="give a branch, a tag or a commit")
     if path.is_file():
         raise error_class(
             f"{name} is a file, not the folder of a {_WORDS[kind]}", hint="give a folder, or org/name on the Hub"

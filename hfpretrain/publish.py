@@ -32,6 +32,8 @@ MODEL_FILES = hub.FILES["model"]
 CARD_FILES = ["README.md", "training_curve.png"]
 WAIT_SECONDS = 60.0
 """How long the Hub may be silent; $HF_HUB_DOWNLOAD_TIMEOUT says otherwise. The library itself waits for ever."""
+# What git allows, but for what would be a commit or a reference of another kind.
+_BRANCH = re.compile(r"(?!refs/|.*\.\.|HEAD$|[0-9a-fA-F]{40}$)[\w]([\w./-]*[\w])?(?<!\.lock)")
 AGAIN = "the same push again sends only what is missing"
 
 
@@ -56,8 +58,13 @@ def push(
     """
     if problem := recipe.repo_id_problem(repo_id):
         raise UserError(f"{repo_id!r} {problem}")
+    if revision is not None and not _BRANCH.fullmatch(revision):
+        raise UserError(f"{revision!r} cannot name a branch", hint="give letters, digits, dashes, and dots in between")
+    if not str(model).strip():
+        raise ModelError("the name of the model is empty", hint="give a run, a checkpoint or a model folder")
     folder, run = _model_folder(Path(model).expanduser())
     check_whole(folder)
+    log.info("pushing %s to %s%s", folder, repo_id, f", branch {revision}" if revision else "")
     name = find_repository(repo_id, public=public)
     if run:
         write_card(run, name, revision)
@@ -96,6 +103,7 @@ def waiting(run: Run) -> list[Path]:
 
 def push_checkpoint(staged: Path, name: str) -> Pushed:
     """Pushes a waiting checkpoint to the branch of its name, and takes it away when that is done."""
+    log.info("pushing %s to %s, branch %s", staged, name, staged.name)
     pushed = _push_folder(staged, name, revision=staged.name, waited=True)
     done = staged.with_name(f".{staged.name}.done")  # one cut off half-way through being removed is none any more
     shutil.rmtree(done, ignore_errors=True)
@@ -158,6 +166,8 @@ def _model_folder(place: Path) -> tuple[Path, Run | None]:
     if checkpoint is None:
         raise RunError(f"{place} has no model yet: it is not finished and has no checkpoint")
     log.info("%s is not finished: its newest checkpoint, %s, is pushed", place, checkpoint.name)
+    if any(run.unpushed.glob("[!.]*")):
+        log.info("its other checkpoints in %s are pushed when it goes on: train --resume", run.unpushed)
     return checkpoint, None
 
 
@@ -167,8 +177,21 @@ def check_whole(folder: Path) -> None:
 
     if (folder / MANIFEST).is_file() and (what := damage(folder)):
         raise CheckpointError(f"{folder} is damaged: {what}", hint="push another checkpoint")
+    for path in [*model_files(folder), folder / "README.md"]:
+        target = path.resolve()
+        # A snapshot in the Hub's cache is made of links to its blobs.
+        if path.is_symlink() and target.parent.name != "blobs" and not target.is_relative_to(folder.resolve()):
+            raise UserError(f"{path} is a link out of the folder", hint="copy the file here if it is to be pushed")
+    what = "config.json"
     try:
-        json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        (folder / "config.json").stat()
+        for path in model_files(folder) + [path for path in [folder / "README.md"] if path.is_file()]:
+            if path.suffix in (".json", ".md"):
+                what = path.name
+                text = path.read_text(encoding="utf-8")
+                if path.suffix == ".json":
+                    json.loads(text)
+        what = "its weights"
         index = folder / "model.safetensors.index.json"
         single = not index.is_file()
         shards = ["model.safetensors"] if single else set(json.loads(index.read_text())["weight_map"].values())
@@ -181,7 +204,7 @@ def check_whole(folder: Path) -> None:
             f"{folder} is no whole model: {missing} is missing", hint="give a finished run or a saved model"
         ) from error
     except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
-        raise ModelError(f"{folder} is no whole model: {hub.first_line(error)}") from error
+        raise ModelError(f"{folder} is no whole model: {what} cannot be read ({hub.first_line(error)})") from error
     if not any(next(folder.glob(pattern), None) for pattern in ("tokenizer*.json", "vocab.*", "*.model")):
         raise ModelError(f"{folder} holds no tokenizer", hint="save the tokenizer into the same folder")
 
@@ -193,10 +216,10 @@ def find_repository(repo_id: str, *, public: bool) -> str:
 
     if constants.HF_HUB_OFFLINE:
         raise HubError("nothing is pushed: HF_HUB_OFFLINE is set", hint="unset it and repeat the push")
-    if get_token() is None:
-        raise HubError(
-            "nothing is pushed: there is no token for the Hub", hint="log in with `hf auth login`, or set HF_TOKEN"
-        )
+    token = get_token()
+    if token is None or not (token.isascii() and token.isprintable()):
+        what = "there is no token for the Hub" if token is None else "the token for the Hub holds signs that none has"
+        raise HubError(f"nothing is pushed: {what}", hint="log in with `hf auth login`, or set HF_TOKEN")
     _bound_waiting()
     with _explained(repo_id) as api:
         name = repo_id if "/" in repo_id else f"{api.whoami()['name']}/{repo_id}"
@@ -250,15 +273,14 @@ def _push_folder(
         sent = {path.name for path in model_files(folder)}
         stale = {file for file in there if _is_model_file(file)} - sent
         own = (folder / "README.md").is_file()
-        written_here = own and generated((folder / "README.md").read_text(encoding="utf-8", errors="replace"))
-        edited_there = "README.md" in there and not _generated_there(name, str(before.sha))
-        if own and written_here and edited_there:
-            log.info("README.md was edited on the Hub, and is kept as it is; delete it there to have ours")
+        card = _card_there(name, str(before.sha)) if "README.md" in there else None
+        edited_there = card is not None and not generated(card)
+        if own and edited_there and card != (folder / "README.md").read_text(encoding="utf-8"):
+            log.info("README.md was edited on the Hub, and is kept as it is; delete it there to have this one instead")
         elif own:
             sent |= {file for file in CARD_FILES if (folder / file).is_file()}
         elif waited and not edited_there:
             stale |= there & set(CARD_FILES)
-        log.info("pushing %s to %s", folder, f"{name}, branch {revision}" if revision else name)
         commit = api.upload_folder(
             repo_id=name,
             folder_path=folder,
@@ -272,12 +294,12 @@ def _push_folder(
     return Pushed(f"{constants.ENDPOINT}/{name}{tree}", changed=commit.oid != before.sha)
 
 
-def _generated_there(name: str, commit: str) -> bool:
-    """Whether the card of a commit on the Hub is one that hfpretrain wrote."""
+def _card_there(name: str, commit: str) -> str:
+    """The card of a commit on the Hub."""
     from huggingface_hub import hf_hub_download
 
     # By its commit. By its branch, an older copy in the cache would do where the Hub fails, and the ref would move.
-    return generated(Path(hf_hub_download(name, "README.md", revision=commit)).read_text(encoding="utf-8"))
+    return Path(hf_hub_download(name, "README.md", revision=commit)).read_text(encoding="utf-8", errors="replace")
 
 
 @contextmanager
@@ -311,6 +333,11 @@ def _problem(error: Exception, repo_id: str) -> HubError:
         return HubError(f"{repo_id} is gated, and this account has no access", hint="ask for it on its page on the Hub")
     status = next((status for cause in causes if (status := _status(cause)) is not None), None)
     match status:
+        case _ if "Invalid metadata in README.md" in str(error):
+            return HubError(
+                f"{repo_id}: {' '.join(str(error).split())}",
+                hint="mend it in README.md, or under hub in the run's recipe.yaml, and push again",
+            )
         case None:
             if names & {"TimeoutException", "TimeoutError"}:
                 return HubError(f"{repo_id}: the Hub did not answer in time", hint=AGAIN)

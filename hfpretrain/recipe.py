@@ -154,6 +154,8 @@ def _contradictions(recipe: Recipe, draft: Draft) -> Iterator[tuple[Keys, str]]:
         total = schedule.warmup.value + schedule.decay.value
         if total > 100 and not draft.doubtful(("schedule", "warmup")):
             yield ("schedule", "decay"), f"warmup and decay together are {total:g}%, more than the run"
+    if recipe.hub.push == "checkpoints" and not recipe.hub.repo_id:
+        yield ("hub", "push"), "checkpoints goes with hub.repo_id, which is missing"
     if recipe.hub.repo_id and (problem := repo_id_problem(recipe.hub.repo_id)):
         yield ("hub", "repo_id"), f"{recipe.hub.repo_id!r} {problem}"
     yield from _not_there_yet(recipe)
@@ -166,8 +168,8 @@ def repo_id_problem(name: str) -> str | None:
 
     try:
         validate_repo_id(name)
-    except HFValidationError:
-        return "cannot name a repository; write org/name, of letters, digits, dots, dashes and underscores"
+    except HFValidationError as error:
+        return f"cannot name a repository (write org/name): {str(error).split(': ')[0].rstrip('.')}"
     return None
 
 

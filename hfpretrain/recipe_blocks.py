@@ -196,6 +196,9 @@ class Hub:
     """The model's licence on its card, as the Hub writes it: mit, apache-2.0, cc-by-4.0, ..."""
     language: str | tuple[str, ...] | None = None
     """The text's language or languages on the card, as ISO 639 codes: en, or [en, de]."""
+    examples: tuple[str, ...] = ()
+    """Texts to show the model on, in its card: to continue, or with [MASK]. Default: how documents of the
+    data begin, if all of it is public (builtin or on the Hub); of local files nothing is shown."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -136,7 +136,7 @@ class LoopbackHub:
         return {"HF_ENDPOINT": self.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1", **more}
 
     def answer(self, handler: BaseHTTPRequestHandler, body: bytes) -> None:
-        request = Request(handler.command, unquote(handler.path), len(body))
+        request = Request(handler.command, handler.path, len(body))
         with self.lock:
             number = len(self.requests)
             self.requests.append(request)
@@ -169,7 +169,7 @@ class LoopbackHub:
             return status, json.dumps(value).encode(), headers
 
         url = urlsplit(request.path)
-        parts = [part for part in url.path.split("/") if part]
+        parts = [unquote(part) for part in url.path.split("/") if part]
         known = authorization == f"Bearer {TOKEN}"
         if request.method == "PUT":  # a signed address, which needs no token
             self.large[parts[-1]] = body
@@ -229,6 +229,9 @@ class LoopbackHub:
         if action == "preupload":
             return said({"files": [_upload_mode(entry, files) for entry in json.loads(body)["files"]]})
         if action == "commit":
+            header = json.loads(body.splitlines()[0])["value"]
+            if header.get("parentCommit", commit) != commit:
+                return said({"error": "The parent commit is not the newest one"}, 412)
             return said(self._commit(name, repository, revision, files, body))
         if action == "resolve":
             file = files.get("/".join(rest))
@@ -271,7 +274,10 @@ class LoopbackHub:
 def _validated(card: str) -> tuple[dict[str, Any], int]:
     """The check of a card's metadata: it is a mapping, and the licence is one of a list."""
     parts = card.split("---\n", 2)
-    metadata = yaml.safe_load(parts[1]) if len(parts) == 3 else None
+    try:
+        metadata = yaml.safe_load(parts[1]) if len(parts) == 3 else None
+    except yaml.YAMLError:
+        return {"errors": [{"message": "no YAML"}], "warnings": []}, 400
     if not isinstance(metadata, dict):
         return {"errors": [], "warnings": [{"message": "empty or missing yaml metadata in repo card"}]}, 200
     if metadata.get("license", "mit") not in ("mit", "apache-2.0", "cc-by-4.0"):

@@ -71,6 +71,7 @@ def test_every_command_takes_a_name_and_a_revision(
     assert all((tensor - start[name]).abs().max() < 1e-9 for name, tensor in weights(run).items())
     card = run.card_file.read_text()
     assert "base_model: org/bert\n" in card
+    assert "  from: org/bert@early\n" in card, "the recipe goes on from these very weights"
     assert (
         str(tmp_path) not in (run.path / "config.json").read_text() + (run.path / "tokenizer_config.json").read_text()
     )

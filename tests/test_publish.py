@@ -17,11 +17,13 @@ from pathlib import Path
 
 import pytest
 from conftest import Command
-from loopback_hub import TOKEN, Fault, LoopbackHub, Request
+from loopback_hub import TOKEN, Fault, File, LoopbackHub, Repository, Request
 from tiny import LLAMA, tiny_recipe, tiny_run
 
-from hfpretrain.recipe import dump
+from hfpretrain.recipe import dump, from_mapping
 from hfpretrain.run import Run
+from hfpretrain.training.loop import branch_name
+from hfpretrain.training.schedule import Plan
 
 MODEL = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 CARD = {"README.md", "training_curve.png"}
@@ -65,6 +67,12 @@ def on_hub(hub: LoopbackHub, name: str, revision: str = "main") -> dict[str, str
     return {path: hashlib.sha256(file.content).hexdigest() for path, file in files.items() if path != ".gitattributes"}
 
 
+def files_of(hub: LoopbackHub, name: str, revision: str = "main") -> dict[str, File]:
+    files = hub.repositories[name].files(revision)
+    assert files is not None
+    return files
+
+
 def everything(folder: Path) -> dict[str, str]:
     """Every file of a run but the card, in which a push writes where the model is."""
     paths = [path for path in folder.rglob("*") if path.is_file() and path.name != "README.md"]
@@ -99,6 +107,8 @@ def test_options_of_a_push(hub: LoopbackHub, finished: Run, hfpretrain: Command)
     assert repository.messages[-1] == "A second try"
     assert on_hub(hub, "tester/small", "second-try") == hashes(finished.path)
     assert on_hub(hub, "tester/small", "main") == {}
+    card = files_of(hub, "tester/small", "second-try")["README.md"].content.decode()
+    assert 'model="tester/small", revision="second-try"' in card, "the snippet loads what was pushed"
     private = hfpretrain("push", finished.path, "tester/small", **hub.environment())
     assert private.returncode == 1
     assert "tester/small is public" in private.stderr
@@ -272,7 +282,7 @@ def test_three_checkpoints_as_branches_while_it_trains(
         branch: on_hub(hub, "tester/run", branch)["model.safetensors"] for branch in ("step-4", "step-8", "main")
     }
     assert len(set(weights.values())) == 3, "each is what was learnt by then"
-    assert not list(run.unpushed.iterdir())
+    assert not run.unpushed.exists(), "nothing waits any more"
 
     # Loaded by transformers alone, from the Hub, and equal to what was learnt.
     code = """
@@ -367,21 +377,38 @@ def test_cards_that_somebody_edited_are_kept(
     shutil.copytree(finished.path, run.path)
     environment = hub.environment()
     assert hfpretrain("push", "run", "tester/small", **environment).returncode == 0
-    files = hub.repositories["tester/small"].files("main")
-    assert files
-    files["README.md"].content += b"A word of my own.\n"
-    done = hfpretrain("push", "run", "tester/small", **environment)
-    assert done.returncode == 0, done.stderr
-    assert "README.md was edited on the Hub, and is kept" in done.stderr
-    assert files["README.md"].content.endswith(b"A word of my own.\n")
     mine = run.card_file.read_text() + "My own card.\n"
     run.card_file.write_text(mine)
     done = hfpretrain("push", "run", "tester/small", **environment)
     assert "README.md was edited, and is kept" in done.stderr
     assert run.card_file.read_text() == mine
-    files = hub.repositories["tester/small"].files("main")
-    assert files
-    assert files["README.md"].content.decode() == mine, "what the user wrote here is what the user pushes"
+    assert files_of(hub, "tester/small")["README.md"].content.decode() == mine, "it replaces one that hfpretrain wrote"
+    files_of(hub, "tester/small")["README.md"].content += b"And a word on the Hub.\n"
+    theirs = files_of(hub, "tester/small")["README.md"].content
+    for card in (mine + "More.\n", None):  # an edited one here, and one of ours
+        run.card_file.write_text(card) if card else run.card_file.unlink()
+        done = hfpretrain("push", "run", "tester/small", **environment)
+        assert done.returncode == 0, done.stderr
+        assert "README.md was edited on the Hub, and is kept" in done.stderr
+        assert files_of(hub, "tester/small")["README.md"].content == theirs
+
+
+def test_an_old_card_in_the_cache_is_not_taken_for_the_one_on_the_hub(
+    tmp_path: Path, hub: LoopbackHub, finished: Run, hfpretrain: Command
+) -> None:
+    environment = hub.environment(HF_HOME=str(tmp_path / "cache"))
+    assert hfpretrain("push", finished.path, "tester/small", **environment).returncode == 0
+    assert hfpretrain("push", finished.path, "tester/small", **environment).returncode == 0
+    repository = hub.repositories["tester/small"]
+    edited = {**files_of(hub, "tester/small"), "README.md": File(b"# Mine\n", large=False)}
+    repository.commit("main", edited, "edited")
+    hub.fault = lambda number, request: Fault(404) if request.method == "HEAD" else None
+    done = hfpretrain("push", finished.path, "tester/small", **environment)
+    assert done.returncode == 1, done.stderr
+    assert files_of(hub, "tester/small")["README.md"].content == b"# Mine\n"
+    hub.fault = lambda number, request: None
+    offline = hfpretrain("generate", "the", "--model", "tester/small", **environment, HF_HUB_OFFLINE="1")
+    assert "nor in the cache" in offline.stderr, "what a push looked at is no model in the cache"
 
 
 def test_weights_of_an_earlier_push_do_not_stay(tmp_path: Path, hub: LoopbackHub, hfpretrain: Command) -> None:
@@ -407,3 +434,139 @@ def test_a_licence_that_the_hub_does_not_know(tmp_path: Path, hub: LoopbackHub, 
     assert done.returncode == 1
     assert '"license" must be one of' in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_only_the_model_goes_out(tmp_path: Path, hub: LoopbackHub, finished: Run, hfpretrain: Command) -> None:
+    """Files below the folder are nobody's business, and files of an earlier model would be loaded with this one."""
+    folder = tmp_path / "model"
+    shutil.copytree(finished.path, folder)
+    (folder / "notes").mkdir()
+    for name in ("notes/secret.model", "notes/tokenizer.json", ".env", "modeling.py", "pytorch_model.bin"):
+        (folder / name).write_text("secret")
+    old = {name: File(b"{}", large=False) for name in ("added_tokens.json", "chat_template.jinja", "own.txt")}
+    hub.repositories["tester/small"] = Repository(private=True)
+    hub.repositories["tester/small"].commit("main", old, "an earlier model")
+    done = hfpretrain("push", folder, "tester/small", **hub.environment())
+    assert done.returncode == 0, done.stderr
+    assert set(on_hub(hub, "tester/small")) == MODEL | CARD | {"own.txt"}
+    (folder / "merges.txt").symlink_to("/etc/hostname")
+    done = hfpretrain("push", folder, "tester/small", **hub.environment())
+    assert done.returncode == 2
+    assert "merges.txt is a link out of the folder" in done.stderr
+
+
+@pytest.mark.parametrize("revision", ["", " ", "a b", "a..b", "x.lock", "/x", "-x", "HEAD", "refs/pr/1", "0" * 40])
+def test_what_cannot_be_a_branch(hub: LoopbackHub, finished: Run, hfpretrain: Command, revision: str) -> None:
+    done = hfpretrain("push", finished.path, "tester/small", f"--revision={revision}", **hub.environment())
+    assert done.returncode == 2, done.stderr
+    assert "cannot name a branch" in done.stderr
+    assert hub.requests == []
+
+
+def test_a_signal_stops_a_push_at_once(tmp_path: Path, hub: LoopbackHub, finished: Run) -> None:
+    """While large files are on their way on threads of the library."""
+    hub.fault = lambda number, request: Fault(503, seconds=60) if request.method == "PUT" else None
+    command = [sys.executable, "-m", "hfpretrain", "push", str(finished.path), "tester/small"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=os.environ | hub.environment(), stderr=subprocess.PIPE, text=True
+    ) as process:
+        while not any(request.method == "PUT" for request in hub.requests):
+            time.sleep(0.05)
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        began = time.monotonic()
+        process.wait(timeout=30)
+        assert time.monotonic() - began < 10
+        assert process.stderr
+        said = process.stderr.read()
+    assert process.returncode == 130
+    assert "stopped; the same push again sends only what is missing" in said
+
+
+@pytest.fixture
+def left_over(tmp_path: Path, hub: LoopbackHub, hfpretrain: Command) -> Run:
+    """A finished run of which nothing could be pushed: the Hub was away."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(dump(tiny_recipe(tmp_path, "clm", "hub={repo_id: tester/run, push: checkpoints}")))
+    hub.fault = lambda number, request: Fault(500)
+    done = hfpretrain("train", recipe, **hub.environment())
+    assert done.returncode == 0, done.stderr
+    hub.fault = lambda number, request: None
+    return Run(tmp_path / "runs" / "tiny")
+
+
+def test_resuming_a_finished_run_pushes_what_is_left(hub: LoopbackHub, left_over: Run, hfpretrain: Command) -> None:
+    recipe = left_over.path.parent.parent / "recipe.yaml"
+    done = hfpretrain("train", recipe, "--resume", **hub.environment())
+    assert done.returncode == 0, done.stderr
+    assert set(hub.repositories["tester/run"].branches) == {"main", "step-5", "step-10", "step-12"}
+    assert on_hub(hub, "tester/run") == hashes(left_over.path)
+    requests = len(hub.requests)
+    again = hfpretrain("train", recipe, "--resume", **hub.environment())
+    assert "nothing to do" in again.stderr
+    assert len(hub.requests) == requests
+
+
+def test_what_waits_for_one_repository_goes_to_no_other(hub: LoopbackHub, left_over: Run, hfpretrain: Command) -> None:
+    done = hfpretrain("push", left_over.path, "tester/other", "--public", **hub.environment())
+    assert done.returncode == 0, done.stderr
+    assert set(hub.repositories["tester/other"].branches) == {"main"}
+    assert "for another repository, tester/run: 3" in done.stderr
+    assert len(list(left_over.unpushed.iterdir())) == 3
+
+
+def test_a_checkpoint_half_taken_away_does_not_stop_the_others(
+    hub: LoopbackHub, left_over: Run, hfpretrain: Command
+) -> None:
+    (left_over.unpushed / "step-5" / "config.json").unlink()
+    done = hfpretrain("push", left_over.path, "tester/run", **hub.environment())
+    assert done.returncode == 0, done.stderr
+    assert "step-5 is not pushed" in done.stderr
+    assert set(hub.repositories["tester/run"].branches) == {"main", "step-10", "step-12"}
+
+
+def test_a_refusal_of_the_faster_transfer_is_a_refusal(hub: LoopbackHub, finished: Run, hfpretrain: Command) -> None:
+    """Xet, which uploads where it is installed, asks for a token of its own first."""
+    hub.fault = lambda number, request: Fault(403) if "xet-write-token" in request.path else None
+    done = hfpretrain("push", finished.path, "tester/small", **hub.environment(HF_HUB_DISABLE_XET="0"))
+    assert any("xet-write-token" in request.path for request in hub.requests)
+    assert done.returncode == 1
+    assert "the Hub refused to write (status 403)" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_hub_that_is_silent_after_a_lost_connection_is_given_up(tmp_path: Path, finished: Run) -> None:
+    """The library makes a new client after each failed connection, which would wait for ever."""
+    code = f"""
+from huggingface_hub import get_session, close_session
+from hfpretrain.publish import push
+try:
+    push({str(finished.path)!r}, "tester/small")
+except Exception as error:
+    print(error)
+close_session()
+print(get_session().timeout.read)
+"""
+    with LoopbackHub() as gone:
+        environment = os.environ | gone.environment(HF_HUB_DOWNLOAD_TIMEOUT="7")
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.splitlines()[-1] == "7.0", done.stderr
+
+
+def test_two_hundred_branches_have_two_hundred_names() -> None:
+    recipe = from_mapping(
+        {
+            "objective": "clm",
+            "data": {"sources": [{"builtin": "everyday"}]},
+            "hub": {"repo_id": "a/b", "push": "checkpoints", "name_by": "words"},
+            "checkpoints": {"every": "1M words"},
+        }
+    )
+    plan = Plan(steps=200_000, seconds=None, tokens_per_step=1000, steps_per_epoch=1e9, words_per_step=6123.7)
+    steps = [step for step in range(1, 200_001) if plan.due(recipe.checkpoints.every, step, 0, 0)]
+    names = [branch_name(recipe, plan, step) for step in [*steps, 200_000]]
+    assert names[:3] == ["chck_1M", "chck_2M", "chck_3M"]
+    assert names[-2:] == ["chck_1224M", "chck_1224.74M"]
+    assert len(set(names)) == len(names) == 1225

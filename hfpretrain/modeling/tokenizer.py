@@ -88,6 +88,8 @@ def load_tokenizer(name: str, objective: Objective) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=False)
     except Exception as error:  # a broken file raises anything, a plain Exception from Rust included
         raise hub.explain(error, name, kind="tokenizer") from error
+    for key in ("is_local", "local_files_only"):  # of this loading, but saved with the tokenizer otherwise
+        tokenizer.init_kwargs.pop(key, None)
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise ModelError(f"the tokenizer of {name} has no words", hint="check that its files are complete")
     if objective == "mlm" and tokenizer.mask_token_id is None:

@@ -2,13 +2,14 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from hfpretrain import hardware
 from hfpretrain.amounts import span
-from hfpretrain.card import write_card
+from hfpretrain.card import LOCAL, NEUTRAL, write_card
 from hfpretrain.data.blocks import PADDING, Block, BoolArray, IntArray
 from hfpretrain.evaluation import Evaluated
 from hfpretrain.files import write_whole
@@ -34,7 +35,9 @@ def finish(session: Session, metrics: Metrics, step: int, seconds: float, evalua
         losses = [line["loss"] for line in run.metrics() if "loss" in line]
         tokens = step * plan.tokens_per_step
         tokens_per_second = plan.tokens_per_step / max(metrics.seconds_per_step, 1e-9)
-        examples = example_texts(session)
+        beginnings = example_texts(session)
+        public = all(source["name"] != LOCAL for source in session.facts["sources"])
+        examples = session.recipe.hub.examples or (beginnings if public else [NEUTRAL[session.recipe.objective]])
         report = {
             "state": "finished",
             **session.facts,
@@ -48,7 +51,7 @@ def finish(session: Session, metrics: Metrics, step: int, seconds: float, evalua
             "loss": losses[-1] if losses else None,
             **(evaluated.as_dict() if evaluated else {}),
             "peak_memory_bytes": hardware.peak_memory(accelerator.device),
-            "example": examples[0],
+            "example": beginnings[0],
             "mask_token": session.tokenizer.mask_token,
         }
         save_model(run.path, accelerator.unwrap_model(session.model, keep_torch_compile=False), session.tokenizer)
@@ -95,7 +98,7 @@ def example_text(session: Session, tokens: IntArray) -> str:
     return " ".join(words)
 
 
-def samples(run: Run, examples: list[str]) -> list[dict[str, Any]]:
+def samples(run: Run, examples: Sequence[str]) -> list[dict[str, Any]]:
     """What the saved model makes of the examples: the proof that it loads, too."""
     found: list[dict[str, Any]] = []
     try:

@@ -86,7 +86,7 @@ class Publisher:
         if finished:
             hint = f" ({error.hint})" if isinstance(error, HFPretrainError) and error.hint else ""
             log.warning("the run is finished, but %s%s; push it later with: %s", sentence, hint, self.command)
-        elif sentence not in self._said:
+        elif sentence not in self._said and not self._ending.is_set():
             self._said.add(sentence)
             then = "with each checkpoint" if self.settings.push == "checkpoints" else "in the end"
             log.warning("training goes on, but %s; it is tried again %s", sentence, then)
