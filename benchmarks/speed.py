@@ -108,7 +108,7 @@ def prepare(case: Case, folder: Path) -> None:
 
 def ours(case: Case, folder: Path, device: str, precision: str, optimizer: str) -> dict[str, Any]:
     """The real thing: hfpretrain.train on a recipe."""
-    from hfpretrain.cli import prepare_environment
+    from hfpretrain.process import prepare_environment
 
     prepare_environment()
     os.environ["HFPRETRAIN_CACHE"] = str(folder / "cache")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 from hfpretrain.errors import HFPretrainError
+from hfpretrain.process import CurrentStderr, leave, prepare_environment
 
 if TYPE_CHECKING:
     from hfpretrain.inference import CausalLM, MaskedLM
@@ -356,38 +357,6 @@ def vars_of(prediction: Any) -> dict[str, Any]:
     import dataclasses
 
     return dataclasses.asdict(prediction)
-
-
-def prepare_environment() -> None:
-    """Settings that libraries read when they are imported: no bars and notices of their own among ours, and threads.
-
-    GNU OpenMP's threads otherwise spin long while they wait for each other, which halves the speed or worse as soon
-    as another process wants the same cores. Spinning this little costs nothing on an idle machine; not spinning at
-    all (OMP_WAIT_POLICY=PASSIVE) costs a third.
-    """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its warnings show signed addresses
-    os.environ.setdefault("TQDM_DISABLE", "1")
-
-
-class CurrentStderr(logging.Handler):
-    """Writes to what stderr is at the moment: while a progress bar is shown, above the bar."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr)  # noqa: T201
-
-
-def leave(status: int) -> NoReturn:
-    """Ends the process; after a signal at once, where Python would wait for uploads on other threads."""
-    if status > 128:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    sys.exit(status)
 
 
 def main() -> NoReturn:

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "hfpretrain"
 
 # Lower floors first. A module imports from lower floors, and from its own where one line names several packages' parts.
 FLOORS = [
-    ["errors", "files"],
+    ["errors", "files", "process"],
     ["recipe"],
     ["hardware", "hub", "run", "shipped"],
     ["data"],
@@ -32,7 +32,7 @@ PARTS = {
     "amounts": "recipe",
     "card": "publish",
 }
-LIGHT = ["cli", "recipe", "errors", "__init__", *(part for part, of in PARTS.items() if of == "recipe")]
+LIGHT = ["cli", "recipe", "errors", "process", "__init__", *(part for part, of in PARTS.items() if of == "recipe")]
 HEAVY = {"torch", "transformers", "datasets", "accelerate", "pydantic", "evaluate", "numpy", "pyarrow"}
 
 
