@@ -7,6 +7,7 @@ a tiny batch shows another loss or another gradient, the plain way is taken.
 """
 
 import inspect
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,8 +22,11 @@ from hfpretrain.data.blocks import PADDING
 from hfpretrain.modeling.attention import DocumentMasking, document_inputs, proof_batch
 from hfpretrain.modeling.objective import IGNORED, MicroBatch, target_places
 
-CHUNK_NUMBERS, CHUNK_ROWS = 2**23, 256
-"""Logits of a chunk: so many numbers (32 MB in fp32), but no fewer rows. Fewer make slow matrix products."""
+CHUNK_NUMBERS, CHUNK_ROWS = 2**24, 256
+"""Logits of a chunk: so many numbers (64 MB in fp32), but no fewer rows. Fewer make slow matrix products."""
+
+
+LARGE_LOGIT = 40.0
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,9 @@ class Loss:
         if taken is not None:
             bias = getattr(self.output, "bias", None)
             states, matrix = taken.flatten(0, -2), self.output.weight
-            found: tuple[Tensor, Tensor] = FusedCrossEntropy.apply(states, matrix, bias, labels)  # type: ignore[no-untyped-call]
+            found: tuple[Tensor, Tensor] = FusedCrossEntropy.apply(
+                states, matrix, bias, labels, torch.is_grad_enabled()
+            )  # type: ignore[no-untyped-call]
             return found
         logits = logits.flatten(0, -2)
         total = nn.functional.cross_entropy(logits.float(), labels, reduction="sum", ignore_index=IGNORED)
@@ -123,17 +129,23 @@ class FusedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """hidden [n, width], weight [vocabulary, width], bias [vocabulary], labels [n] int64; two sums, []."""
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, learns: bool
+    ) -> tuple[Tensor, Tensor]:
+        """hidden [n, width], weight [vocabulary, width], bias [vocabulary], labels [n] int64; two sums, [].
+
+        `learns` says whether gradients are recorded: in here they never are.
+        """
         kind = hidden.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-        learns = any(ctx.needs_input_grad)
         total = torch.zeros((), device=hidden.device)
         hits = torch.zeros((), device=hidden.device, dtype=torch.long)
-        hidden_gradient = torch.empty_like(hidden) if learns else None
-        weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if learns else None
-        bias_gradient = torch.zeros_like(bias, dtype=torch.float32) if learns and bias is not None else None
-        rows = max(CHUNK_ROWS, CHUNK_NUMBERS // len(weight))
+        hidden_gradient = torch.empty_like(hidden, dtype=dtype) if learns else None
+        weight_gradient: Tensor | None = None
+        bias_gradient: Tensor | None = None
+        # Chunks of equal size: a small rest would cost nearly as much, as the gradient of all words is added to.
+        fitting = max(CHUNK_ROWS, CHUNK_NUMBERS // len(weight))
+        rows = -(-len(labels) // max(1, round(len(labels) / fitting)))
         with torch.autocast(kind, enabled=False):
             states, matrix = hidden.to(dtype), weight.to(dtype)
             for start in range(0, len(labels), rows):
@@ -147,19 +159,20 @@ class FusedCrossEntropy(torch.autograd.Function):
                     hits += ((logits.argmax(-1, keepdim=True) == wanted) & counted).sum()
                 logs = torch.log_softmax(logits, -1, dtype=torch.float32)
                 total -= torch.where(counted, logs.gather(1, place), 0).sum()
-                if hidden_gradient is None or weight_gradient is None:
+                if hidden_gradient is None:
                     continue
                 slopes = logs.exp_()
                 slopes.scatter_add_(1, place, torch.full_like(place, -1, dtype=torch.float32))
-                slopes *= counted
-                if bias_gradient is not None:
-                    bias_gradient += slopes.sum(0)
+                if bias is not None:
+                    bias_gradient = _added(bias_gradient, (counted.to(slopes.dtype).T @ slopes)[0])
                 slopes = slopes.to(dtype)
-                hidden_gradient[start : start + rows] = slopes @ matrix
-                if dtype == torch.float32:
+                # What does not count is left out of the small factor of each product, not of the slopes.
+                torch.mm(slopes, matrix, out=hidden_gradient[start : start + rows]).mul_(counted)
+                chunk = chunk * counted
+                if weight_gradient is not None and dtype == torch.float32:
                     weight_gradient.addmm_(slopes.T, chunk)
                 else:
-                    weight_gradient += slopes.T @ chunk
+                    weight_gradient = _added(weight_gradient, (slopes.T @ chunk).float())
         ctx.mark_non_differentiable(hits)
         ctx.gradients = (hidden_gradient, weight_gradient, bias_gradient)
         return total, hits
@@ -169,7 +182,11 @@ class FusedCrossEntropy(torch.autograd.Function):
         hidden, weight, bias = ctx.gradients
         ctx.gradients = None  # used once, like every graph here
         scaled = [None if gradient is None else gradient.mul_(scale) for gradient in (hidden, weight, bias)]
-        return (*scaled, None)
+        return (*scaled, None, None)
+
+
+def _added(total: Tensor | None, more: Tensor) -> Tensor:
+    return more if total is None else total.add_(more)
 
 
 def prove_shortcuts(model: PreTrainedModel, how: DocumentMasking | None, *, on_targets: bool) -> Shortcuts:
@@ -187,12 +204,35 @@ def prove_shortcuts(model: PreTrainedModel, how: DocumentMasking | None, *, on_t
     micro_batch["targets"] = target_places(labels)
     wanted = [Shortcuts(on_targets=on_targets, fused=True)]
     wanted += [Shortcuts(on_targets=True), Shortcuts(fused=True)] if on_targets else []
-    with _undisturbed(model):
+    with _undisturbed(model), _large_logits(model, input_ids):
         plain = _loss_and_gradients(model, Loss(model, how), micro_batch)
         for shortcuts in wanted:
             if _fits(model, shortcuts) and _same(plain, _tried(model, how, shortcuts, micro_batch)):
                 return shortcuts
     return Shortcuts()
+
+
+@contextmanager
+def _large_logits(model: PreTrainedModel, input_ids: Tensor) -> Iterator[None]:
+    """Makes logits as large as those of a trained model while the proof goes on.
+
+    A cap on logits, as Gemma's, does next to nothing to those of a new model. The factor is a power of two, so that
+    taking it back gives the very weights.
+    """
+    weight = getattr(model.get_output_embeddings(), "weight", None)
+    if not isinstance(weight, Tensor):
+        yield
+        return
+    with torch.no_grad():
+        largest = float(model(input_ids=input_ids).logits.abs().max())
+    factor = 2.0 ** round(math.log2(LARGE_LOGIT / largest)) if 0 < largest < LARGE_LOGIT else 1.0
+    with torch.no_grad():
+        weight.mul_(factor)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            weight.mul_(1 / factor)
 
 
 def _fits(model: PreTrainedModel, shortcuts: Shortcuts) -> bool:

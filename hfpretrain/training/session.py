@@ -34,6 +34,10 @@ from hfpretrain.training.schedule import Plan
 log = logging.getLogger(__name__)
 
 
+COUNTED_BLOCKS = 8
+"""Blocks whose operations are counted: enough for the share of targets to be near the usual one."""
+
+
 @dataclass(kw_only=True)
 class Session:
     """Everything that the loop works with."""
@@ -106,13 +110,16 @@ def prepare_session(recipe: Recipe, run: Run, accelerator: Accelerator) -> Sessi
     }
     optimizers = build_optimizers(model, recipe.optimizer, fast_dtype=hardware.fast_dtype(accelerator.device))
     if activation_checkpointing(recipe, model, accelerator.device):
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # Called otherwise before transformers 5.20 or so.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
         facts["activation_checkpointing"] = True
     if compiled:
         model.compile()
     model.to(accelerator.device)
-    block = {name: tensor.to(accelerator.device) for name, tensor in collator(batches.rows(0, range(1))).items()}
-    facts["flops_per_token"] = round(flops_per_token(model, loss, block))
+    rows = batches.rows(0, range(min(COUNTED_BLOCKS, recipe.train.batch_size)))
+    batch = {name: tensor.to(accelerator.device) for name, tensor in collator(rows).items()}
+    facts["flops_per_token"] = round(flops_per_token(model, loss, batch))
     prepared, *optimizers = accelerator.prepare(model.train(), *optimizers)
     save_with_transformers(accelerator)
     session = Session(
