@@ -8,8 +8,8 @@ from hfpretrain.data.blocks import PADDING
 from hfpretrain.modeling.objective import IGNORED
 from hfpretrain.recipe import Recipe
 from hfpretrain.run import Run
-from hfpretrain.training.begin import seconds_per_step
-from hfpretrain.training.session import Session, open_accelerator, prepare_session
+from hfpretrain.training.estimate import Estimate, estimate
+from hfpretrain.training.session import Session, open_accelerator, prepare_session, utilisation
 
 SAMPLES = 2
 
@@ -18,7 +18,10 @@ def check(recipe: Recipe) -> str:
     """The plan of a run as text: model, data, compute, memory, time, proofs, and sample rows as the model sees them."""
     with tempfile.TemporaryDirectory() as folder:
         session = prepare_session(recipe, Run(Path(folder)), open_accelerator(recipe))
+        samples = "\n".join(f"row {number}: {sample_row(session, number)}" for number in range(SAMPLES))
+        found = estimate(session)  # the last thing: the model learns
     facts, plan = session.facts, session.plan
+    speed = plan.tokens_per_step / found.seconds_per_step
     parameters = facts["parameters"]
     lines = [
         ("recipe", f"{recipe.name}: valid"),
@@ -28,7 +31,8 @@ def check(recipe: Recipe) -> str:
         ("batch", f"{recipe.train.batch_size} blocks of {recipe.data.block_size}, {session.micro_batch_size} at once"),
         ("packing", f"{facts['packing']}, proven" if facts["packing"] == "documents" else facts["packing"]),
         ("device", f"{facts['device']}, {facts['precision']}"),
-        ("memory", f"{count(16 * parameters)}B for weights, gradients and AdamW; activations come on top"),
+        ("shortcuts", facts["shortcuts"]),
+        ("memory", memory(found)),
     ]
     if plan.steps is None:
         assert plan.seconds is not None
@@ -38,17 +42,31 @@ def check(recipe: Recipe) -> str:
         epochs = plan.steps / plan.steps_per_epoch
         lines += [
             ("plan", f"{plan.steps} steps, {count(tokens)} tokens, {epochs:.2f} epochs"),
-            ("compute", f"{6 * parameters * tokens:.3g} FLOPs (6 per parameter and token)"),
-            ("time", f"about {span(plan.steps * seconds_per_step(session))} without evaluations"),
+            ("compute", f"{facts['flops_per_token'] * tokens:.3g} FLOPs, {count(facts['flops_per_token'])} per token"),
+            (
+                "speed",
+                f"{count(speed)} tokens/s, {utilisation(session, speed):.0%} of the matrix rate (MFU)",
+            ),
+            ("time", f"about {span(found.seconds or 0.0)} with evaluations"),
         ]
     text = "\n".join(f"{name:<10} {value}" for name, value in lines)
-    samples = "\n".join(f"row {number}: {sample_row(session, number)}" for number in range(SAMPLES))
     legend = (
         "| document border, [MASK: the word to guess]"
         if recipe.objective == "mlm"
         else "| document border, {no target}"
     )
     return f"{text}\n\nThe first rows ({legend}):\n{samples}"
+
+
+def memory(found: Estimate) -> str:
+    """The peak and the parts of it that are known by name."""
+    parts = {
+        "weights": found.weights,
+        "gradients": found.gradients,
+        "optimizer": found.optimizer,
+        "activations and logits": found.activations,
+    }
+    return f"{count(found.memory)}B, of it " + ", ".join(f"{count(size)}B {name}" for name, size in parts.items())
 
 
 def sample_row(session: Session, position: int) -> str:
