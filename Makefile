@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test check format clean
+.PHONY: quickstart test check format clean bench bench-gpu
 
 $(BIN)/hfpretrain: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -22,6 +22,16 @@ check: $(BIN)/hfpretrain
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_house.py
+
+# Minutes each, on an otherwise idle machine; results belong in benchmarks/README.md.
+bench: $(BIN)/hfpretrain
+	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/speed.py --precision bf16
+	$(BIN)/python benchmarks/start.py
+
+# With the Python that has PyTorch for CUDA: no installation, no network.
+bench-gpu:
+	$(PYTHON) benchmarks/speed.py --device cuda
 
 format: $(BIN)/hfpretrain
 	$(BIN)/ruff check --fix .

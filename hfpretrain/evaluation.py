@@ -63,17 +63,17 @@ def evaluate(
         count = min(count, max(1, max_tokens // batches.validation.block_size))
     was_training = model.training
     model.eval()
-    sums = torch.zeros(3, dtype=torch.float64)
+    found: list[torch.Tensor] = []
     rank, processes = accelerator.process_index, accelerator.num_processes
     for start in range(rank * micro_batch_size, count, processes * micro_batch_size):
         rows = batches.validation_rows(range(start, min(start + micro_batch_size, count)))
         batch = {name: tensor.to(accelerator.device) for name, tensor in collator(rows).items()}
         with accelerator.autocast():
             summed, hits = loss(model, batch)
-        sums += torch.tensor(
-            [summed.item(), hits.item(), (batch["labels"] != IGNORED).sum().item()], dtype=torch.float64
-        )
+        targets = (batch["labels"] != IGNORED).sum()
+        found.append(torch.stack([summed.float(), hits.float(), targets.float()]))  # the device is not waited for
     model.train(was_training)
+    sums = torch.stack(found).cpu().double().sum(0) if found else torch.zeros(3, dtype=torch.float64)
     if processes > 1:
         sums = accelerator.reduce(sums.to(accelerator.device), reduction="sum")
     total, right, targets = sums.tolist()

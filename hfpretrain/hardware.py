@@ -17,18 +17,36 @@ Precision = Literal["fp32", "bf16", "fp16"]
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
+BF16_UNITS = ("avx512_bf16", "amx_bf16", "bf16")
+"""What Linux calls units for bfloat16 matrix products, on x86 and on Arm."""
+WORTH_HALF_PRECISION = 5_000_000
+"""Parameters from which on a CPU with such units is faster in bf16; below, conversions cost what the products save."""
+
+
+def has_bf16_units(device: torch.device) -> bool:
+    """Whether the chip multiplies bfloat16 faster than float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu" and sys.platform == "linux":
+        with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as lines:
+            flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+        return bool(set(flags.split()) & set(BF16_UNITS))
+    return device.type == "xpu"
+
+
 def choose_precision(setting: Literal["auto", "fp32", "bf16", "fp16"], device: torch.device) -> Precision:
-    """bf16 where the accelerator has units for it, else fp32. fp16 only when asked for: it needs loss scaling."""
+    """bf16 where an accelerator has units for it, else fp32. fp16 only when asked for: it needs loss scaling.
+
+    On a CPU fp32, whatever its units: small models, which is what a CPU trains, gain nothing from bf16 and lose a bit.
+    """
     if setting != "auto":
         return setting
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if device.type == "xpu" else "fp32"
+    return "bf16" if device.type != "cpu" and has_bf16_units(device) else "fp32"
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where the device multiplies it faster than float32, else float32."""
-    return torch.bfloat16 if choose_precision("auto", device) == "bf16" else torch.float32
+    return torch.bfloat16 if has_bf16_units(device) else torch.float32
 
 
 def keep_freed_memory() -> bool:

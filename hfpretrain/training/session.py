@@ -82,6 +82,12 @@ def prepare_session(recipe: Recipe, run: Run, accelerator: Accelerator) -> Sessi
     shortcuts = choose_shortcuts(recipe, model, how, collator)
     loss = Loss(model, how, shortcuts)
     precision = hardware.choose_precision(recipe.train.precision, accelerator.device)
+    if accelerator.device.type == "cuda" and precision != "fp32":
+        torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
+    if accelerator.device.type == "cpu" and recipe.train.precision == "auto":
+        large = count_parameters(model) >= hardware.WORTH_HALF_PRECISION
+        if large and hardware.has_bf16_units(accelerator.device):
+            log.info("this processor has units for bf16: train.precision=bf16 may be twice as fast")
     facts = {
         "name": recipe.name,
         "objective": recipe.objective,
