@@ -203,3 +203,20 @@ def test_a_size_that_was_found_is_kept(tmp_path: Path, monkeypatch: pytest.Monke
     again = tiny_run(tmp_path, "clm", "train.batch_size=6", "train.duration=5", name="again")
     progress = json.loads((again.checkpoints / "step-00000005" / "progress.json").read_text())
     assert progress["micro_batch_size"] == 2
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_a_compiled_model_is_whole_and_learns_the_same(tmp_path: Path) -> None:
+    """With its hooks in the compiled graph, and without a break in it."""
+    import torch._dynamo.utils as dynamo
+
+    config = json.dumps(QUIET["mlm"] | {"num_hidden_layers": 1})
+    common = [f"model.config={config}", "train.duration=3", "data.validation=0%", "train.micro_batch_size=2"]
+    plain = tiny_run(tmp_path, "mlm", *common, name="plain")
+    dynamo.counters.clear()
+    compiled = tiny_run(tmp_path, "mlm", *common, "train.compile=true", name="compiled")
+    assert not dynamo.counters["graph_break"]
+    assert dynamo.counters["stats"]["unique_graphs"] == 1, "shapes stay the same"
+    assert dynamo.counters["stats"]["calls_captured"] > 40, "the model, not pieces of it"
+    for one, other in zip(metrics(plain), metrics(compiled), strict=True):
+        assert one == pytest.approx(other, abs=1e-5)

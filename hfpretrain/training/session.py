@@ -120,12 +120,12 @@ def prepare_session(recipe: Recipe, run: Run, accelerator: Accelerator) -> Sessi
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
         facts["activation_checkpointing"] = True
-    if compiled:
-        model.compile()
     model.to(accelerator.device)
     rows = batches.rows(0, range(min(COUNTED_BLOCKS, recipe.train.batch_size)))
     batch = {name: tensor.to(accelerator.device) for name, tensor in collator(rows).items()}
     facts["flops_per_token"] = round(flops_per_token(model, loss, batch))
+    if compiled:  # not before the counting: what the compiler meets in such a mode it passes over ever after
+        model.compile()
     prepared, *optimizers = accelerator.prepare(model.train(), *optimizers)
     save_with_transformers(accelerator)
     session = Session(
