@@ -220,3 +220,24 @@ def test_a_compiled_model_is_whole_and_learns_the_same(tmp_path: Path) -> None:
     assert dynamo.counters["stats"]["calls_captured"] > 40, "the model, not pieces of it"
     for one, other in zip(metrics(plain), metrics(compiled), strict=True):
         assert one == pytest.approx(other, abs=1e-5)
+
+
+def test_a_resumed_run_keeps_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is found on the machine where it goes on: dropout depends on it."""
+    from test_training import cut_back
+
+    from hfpretrain.training import micro_batch
+
+    monkeypatch.setenv("HFPRETRAIN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(micro_batch, "ENOUGH_SECONDS", 0.0)
+    settings = ["train.batch_size=6", "train.duration=10", "checkpoints.keep=5"]
+    tiny_run(tmp_path, "mlm", *settings, name="first")
+    file = tmp_path / "cache" / "micro_batch_sizes.json"
+    (key,) = json.loads(file.read_text())
+    file.write_text(json.dumps({key: 3}))
+    whole = tiny_run(tmp_path, "mlm", *settings, name="whole")
+    file.write_text(json.dumps({key: 2}))
+    recipe = tiny_recipe(tmp_path, "mlm", *settings, name="resumed")
+    cut_back(whole, Path(recipe.output_dir), 5)
+    assert same_weights(weights(whole), weights(train(recipe, resume=True)))
+    assert not same_weights(weights(whole), weights(tiny_run(tmp_path, "mlm", *settings, name="other")))

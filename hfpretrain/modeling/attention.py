@@ -7,6 +7,7 @@ about an architecture: each way is tried on a tiny batch, and only one that is s
 import inspect
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -82,32 +83,39 @@ def prove_document_masking(
     if not ways or len(tokens) < 2 or length < 6:
         return None
     documents, input_ids, altered_ids, untouched = _proof_batch(tokens, length)
+    with undisturbed(model), torch.no_grad():
+        alone = _logits_alone(model, input_ids, documents)
+        seen = (_logits(model, input_ids) - _logits(model, altered_ids)).abs()[untouched].max().item()
+        scale = alone.abs().max().item()
+        for way in ways:
+            try:
+                extra = document_inputs(documents, way)
+                logits = _logits(model, input_ids, extra)
+                altered = _logits(model, altered_ids, extra)
+            except Exception:
+                continue  # this model does not take such arguments
+            error = torch.maximum((logits - alone).abs().max(), (logits - altered).abs()[untouched].max()).item()
+            # Rounding is about 1e-6 of the scale; NaN and a leak too small to see fail both comparisons.
+            if error <= 1e-4 * scale and error < seen / 20:
+                return way
+    return None
+
+
+@contextmanager
+def undisturbed(model: PreTrainedModel) -> Iterator[None]:
+    """For a proof: evaluation mode, exact matrix products and no warnings; afterwards the model is in its own mode."""
     modes = [(module, module.training) for module in model.modules()]
     precision = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("highest")  # TF32 would round away the difference between right and wrong
         model.eval()
-        with torch.no_grad(), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            alone = _logits_alone(model, input_ids, documents)
-            seen = (_logits(model, input_ids) - _logits(model, altered_ids)).abs()[untouched].max().item()
-            scale = alone.abs().max().item()
-            for way in ways:
-                try:
-                    extra = document_inputs(documents, way)
-                    logits = _logits(model, input_ids, extra)
-                    altered = _logits(model, altered_ids, extra)
-                except Exception:
-                    continue  # this model does not take such arguments
-                error = torch.maximum((logits - alone).abs().max(), (logits - altered).abs()[untouched].max()).item()
-                # Rounding is about 1e-6 of the scale; NaN and a leak too small to see fail both comparisons.
-                if error <= 1e-4 * scale and error < seen / 20:
-                    return way
+            yield
     finally:
         torch.set_float32_matmul_precision(precision)
         for module, training in modes:
             module.training = training
-    return None
 
 
 def proof_batch(model: PreTrainedModel, *, length: int = 24) -> tuple[Tensor, Tensor] | None:

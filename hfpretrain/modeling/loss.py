@@ -8,7 +8,6 @@ a tiny batch shows another loss or another gradient, the plain way is taken.
 
 import inspect
 import math
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hfpretrain.data.blocks import PADDING
-from hfpretrain.modeling.attention import DocumentMasking, document_inputs, proof_batch
+from hfpretrain.modeling.attention import DocumentMasking, document_inputs, proof_batch, undisturbed
 from hfpretrain.modeling.objective import IGNORED, MicroBatch, target_places
 
 CHUNK_NUMBERS, CHUNK_ROWS = 2**24, 256
@@ -204,7 +203,7 @@ def prove_shortcuts(model: PreTrainedModel, how: DocumentMasking | None, *, on_t
     micro_batch["targets"] = target_places(labels)
     wanted = [Shortcuts(on_targets=on_targets, fused=True)]
     wanted += [Shortcuts(on_targets=True), Shortcuts(fused=True)] if on_targets else []
-    with _undisturbed(model), _large_logits(model, input_ids):
+    with undisturbed(model), torch.enable_grad(), _large_logits(model, input_ids):
         plain = _loss_and_gradients(model, Loss(model, how), micro_batch)
         for shortcuts in wanted:
             if _fits(model, shortcuts) and _same(plain, _tried(model, how, shortcuts, micro_batch)):
@@ -259,10 +258,12 @@ def _tried(
 
 
 def _loss_and_gradients(model: PreTrainedModel, loss: Loss, batch: MicroBatch) -> Outcome:
-    model.zero_grad(set_to_none=True)
-    total, _ = loss(model, batch)
-    total.backward()  # type: ignore[no-untyped-call]
-    return total.item(), [parameter.grad for parameter in model.parameters()]
+    try:
+        total, _ = loss(model, batch)
+        total.backward()  # type: ignore[no-untyped-call]
+        return total.item(), [parameter.grad for parameter in model.parameters()]
+    finally:
+        model.zero_grad(set_to_none=True)
 
 
 def _same(plain: Outcome, other: Outcome | None) -> bool:
@@ -279,21 +280,3 @@ def _same(plain: Outcome, other: Outcome | None) -> bool:
         if not float((one - two).abs().max()) <= bound:
             return False
     return True
-
-
-@contextmanager
-def _undisturbed(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation mode, exact matrix products and no warnings; afterwards the model is as it was."""
-    modes = [(module, module.training) for module in model.modules()]
-    precision = torch.get_float32_matmul_precision()
-    try:
-        torch.set_float32_matmul_precision("highest")  # TF32 would round away the difference between right and wrong
-        model.eval()
-        with torch.enable_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        model.zero_grad(set_to_none=True)
-        torch.set_float32_matmul_precision(precision)
-        for module, training in modes:
-            module.training = training
