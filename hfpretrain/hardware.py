@@ -4,6 +4,7 @@ import ctypes
 import importlib.metadata
 import os
 import platform
+import re
 import resource
 import sys
 import time
@@ -69,6 +70,7 @@ CHIPS = {
     "H100": (989, 495, 67),
     "A100": (312, 156, 19.5),
     "L40S": (362, 183, 91.6),
+    "L40": (181, 90.5, 90.5),
     "L4": (121, 60, 30.3),
     "A10G": (70, 35, 35),
     "A10": (125, 62.5, 31.2),
@@ -83,25 +85,26 @@ def matrix_rate(device: torch.device, precision: Precision) -> float:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         for chip, (half, tf32, single) in CHIPS.items():
-            if chip in name:
+            if re.search(rf"\b{chip}\b", name):
                 exact = torch.get_float32_matmul_precision() == "highest"
                 return 1e12 * (half if precision != "fp32" else single if exact else tf32)
     return measured_matrix_rate(device, precision)
 
 
-def measured_matrix_rate(
-    device: torch.device, precision: Precision, *, size: int = 1024, seconds: float = 0.15
-) -> float:
+def measured_matrix_rate(device: torch.device, precision: Precision, *, seconds: float = 0.15) -> float:
     """The fastest of as many products of two square matrices as fit into `seconds`, in operations per second."""
+    # On a GPU large enough for starting it to be no part of it.
+    size, products = (1024, 1) if device.type == "cpu" else (8192, 8)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     generator = torch.Generator().manual_seed(0)
     one, other = (torch.randn(size, size, generator=generator).to(device, dtype) for _ in range(2))
     best, until = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < until or best == float("inf"):
         began = time.perf_counter()
-        product = one @ other
+        for _ in range(products):
+            product = one @ other
         product[0, 0].item()  # waits for the device
-        best = min(best, time.perf_counter() - began)
+        best = min(best, (time.perf_counter() - began) / products)
     return 2 * size**3 / best
 
 

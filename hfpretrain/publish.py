@@ -1,7 +1,7 @@
 """To the Hub: a finished model, and checkpoints while a run goes on, with huggingface_hub's own transfer.
 
 What is sent is looked at first and is whole. A push that failed is repeated by the same call, which sends what is
-missing. Checkpoints wait for their push in a folder of the run (publishing.py pushes them while it trains).
+missing. Checkpoints wait for their push in a folder of the run (training/publisher.py pushes them while it trains).
 """
 
 import fnmatch

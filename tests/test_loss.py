@@ -9,6 +9,7 @@ import torch
 from architectures import MASKED, SIZES, recipe_for, tokenizer_for
 from tiny import LLAMA, metrics, same_weights, tiny_recipe, tiny_run, weights
 
+from hfpretrain.errors import RecipeError
 from hfpretrain.modeling import loss as losses
 from hfpretrain.modeling.attention import proof_batch
 from hfpretrain.modeling.flops import estimated_flops_per_token, flops_per_token
@@ -241,3 +242,23 @@ def test_a_resumed_run_keeps_its_size(tmp_path: Path, monkeypatch: pytest.Monkey
     cut_back(whole, Path(recipe.output_dir), 5)
     assert same_weights(weights(whole), weights(train(recipe, resume=True)))
     assert not same_weights(weights(whole), weights(tiny_run(tmp_path, "mlm", *settings, name="other")))
+
+
+def test_sizes_of_several_recipes_are_kept_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HFPRETRAIN_CACHE", str(tmp_path / "cache"))
+    for number, size in enumerate((4, 6, 4)):
+        tiny_run(tmp_path, "clm", f"train.batch_size={size}", "train.duration=1", name=f"run-{number}")
+    assert len(json.loads((tmp_path / "cache" / "micro_batch_sizes.json").read_text())) == 2
+
+
+def test_a_run_of_which_only_the_end_was_left_has_a_true_speed(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path, "clm", "train.duration=5", "train.log_every=50")
+    before = run.report()
+    run.report_file.unlink()
+    after = tiny_run(tmp_path, "clm", "train.duration=5", "train.log_every=50", resume=True).report()
+    assert after["tokens_per_second"] == pytest.approx(before["tokens_per_second"], rel=1e-3)
+
+
+def test_muon_and_loss_scaling_exclude_each_other(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="muon does not go with fp16"):
+        tiny_run(tmp_path, "clm", "optimizer.name=muon", "train.precision=fp16")

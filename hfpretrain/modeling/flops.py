@@ -28,7 +28,7 @@ def flops_per_token(model: PreTrainedModel, loss: Loss, batch: MicroBatch) -> fl
             loss(model, batch)
         operations: int = counter.get_total_flops()
     except Exception:
-        log.debug("operations are not counted but estimated", exc_info=True)
+        log.debug("the counter cannot follow the model", exc_info=True)
         return estimated_flops_per_token(model, block_size=batch["input_ids"].shape[1])
     finally:
         model.train(training)

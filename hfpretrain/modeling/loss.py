@@ -62,6 +62,10 @@ class Loss:
         for hook in self._hooks:
             hook.remove()
 
+    def kept_bytes(self) -> int:
+        """Bytes that the fused cross-entropy keeps between forward and backward beside hidden states: its gradient."""
+        return 4 * int(self.output.weight.numel()) if self.shortcuts.fused else 0
+
     def inputs(self, batch: MicroBatch) -> dict[str, Any]:
         """What the model is called with."""
         inputs = {"input_ids": batch["input_ids"], **self.fixed}
@@ -87,7 +91,7 @@ class Loss:
             logits = model(**self.inputs(batch)).logits
             taken, self._taken = self._taken, None
         finally:
-            self._kept, self._active = None, False
+            self._kept, self._taken, self._active = None, None, False
         if taken is not None:
             bias = getattr(self.output, "bias", None)
             states, matrix = taken.flatten(0, -2), self.output.weight

@@ -7,7 +7,7 @@ import torch
 
 from hfpretrain import hardware
 from hfpretrain.evaluation import evaluate
-from hfpretrain.training.loop import train_step, upcoming
+from hfpretrain.training.loop import agreed, train_step, upcoming
 from hfpretrain.training.schedule import passed
 from hfpretrain.training.session import Session
 
@@ -60,7 +60,8 @@ def _saved_bytes(session: Session) -> int:
     batch = {name: tensor.to(session.accelerator.device) for name, tensor in batch.items()}
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), session.accelerator.autocast():
         session.loss(session.model, batch)
-    return sum(kept.values())
+    own = session.loss.kept_bytes()  # of the fused cross-entropy, which are no saved tensors
+    return sum(kept.values()) + own
 
 
 def _seconds_per_step(session: Session) -> float:
@@ -71,7 +72,7 @@ def _seconds_per_step(session: Session) -> float:
         loss, _ = train_step(session, step, micro_batches, targets, 1e-6)
         loss.item()
         seconds.append(time.perf_counter() - began)
-        if sum(seconds) > TRIED_SECONDS and step:
+        if agreed(session.accelerator, sum(seconds)) > TRIED_SECONDS and step:
             break
     counted = sorted(seconds[len(seconds) // 2 :])
     return counted[len(counted) // 2]

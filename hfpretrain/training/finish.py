@@ -32,9 +32,11 @@ def finish(session: Session, metrics: Metrics, step: int, seconds: float, evalua
     """Saves the model into the run's root, then report.json, which says that the run is finished, then the card."""
     accelerator, run, plan = session.accelerator, session.run, session.plan
     if accelerator.is_main_process:
-        losses = [line["loss"] for line in run.metrics() if "loss" in line]
+        logged = [line for line in run.metrics() if "loss" in line]
         tokens = step * plan.tokens_per_step
-        tokens_per_second = plan.tokens_per_step / max(metrics.seconds_per_step, 1e-9)
+        tokens_per_second = logged[-1]["tokens_per_second"] if logged else 0.0  # where only the end was left to do
+        if metrics.seconds_per_step:
+            tokens_per_second = plan.tokens_per_step / metrics.seconds_per_step
         beginnings = example_texts(session)
         public = all(source["name"] != LOCAL for source in session.facts["sources"])
         examples = session.recipe.hub.examples or (beginnings if public else [NEUTRAL[session.recipe.objective]])
@@ -48,7 +50,7 @@ def finish(session: Session, metrics: Metrics, step: int, seconds: float, evalua
             "tokens_per_second": round(tokens_per_second, 1),
             "mfu": round(utilisation(session, tokens_per_second), 4),
             "flops": session.facts["flops_per_token"] * tokens,
-            "loss": losses[-1] if losses else None,
+            "loss": logged[-1]["loss"] if logged else None,
             **(evaluated.as_dict() if evaluated else {}),
             "peak_memory_bytes": hardware.peak_memory(accelerator.device),
             "example": beginnings[0],

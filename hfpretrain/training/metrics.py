@@ -33,7 +33,12 @@ class Window:
     def shares(self) -> dict[str, float]:
         """The share of the time that each phase took, and other."""
         shares = {name: self.phases.get(name, 0.0) / max(self.seconds, 1e-9) for name in PHASES}
-        return {name: round(share, 4) for name, share in (shares | {"other": 1 - sum(shares.values())}).items()}
+        # A GPU works on while Python waits for data: only what the GPU was idle is time lost.
+        busy = shares["forward_backward"] + shares["optimizer"]
+        shares["data"] = min(shares["data"], max(0.0, 1 - busy))
+        return {
+            name: round(share, 4) for name, share in (shares | {"other": max(0.0, 1 - sum(shares.values()))}).items()
+        }
 
 
 class Phases:
@@ -120,10 +125,10 @@ class Metrics:
         self.warm, self.last, self.window = True, self.window, Window()
 
     @property
-    def seconds_per_step(self) -> float:
-        """Without warm-up, evaluation and saving; of a run that logged once with its warm-up."""
+    def seconds_per_step(self) -> float | None:
+        """Without warm-up, evaluation and saving; of a run that logged once with its warm-up, of none None."""
         window = self.steady if self.steady.steps else self.last
-        return window.seconds / max(window.steps, 1)
+        return window.seconds / window.steps if window.steps else None
 
     def write(self, line: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,24 +39,35 @@ def choose_micro_batch_size(session: "Session") -> int:
         return min(given, own)
     file = cache_folder() / "micro_batch_sizes.json"
     key = hashlib.sha256(json.dumps(_identity(session, own), sort_keys=True).encode()).hexdigest()
-    try:
-        found: dict[str, int] = json.loads(file.read_text(encoding="utf-8"))
-        if found[key] in divisors(own):
-            return found[key]
-    except (OSError, ValueError, KeyError, TypeError):
-        found = {}
+    # Of several processes, which may have caches of their own, all decide alike: 0 where one has found nothing yet.
+    size = _smallest(session, _read(file).get(key, 0))
+    if size in divisors(own):
+        return size
     on_cpu = session.accelerator.device.type == "cpu"
-    size = fastest(session, own) if on_cpu else largest(session, own)
-    if session.accelerator.num_processes > 1:  # all alike, as what fits all
-        sizes = session.accelerator.gather(torch.tensor([size], device=session.accelerator.device))
-        size = int(sizes.min())
-    if session.accelerator.is_main_process:
+    size = _smallest(session, fastest(session, own) if on_cpu else largest(session, own))
+    if session.accelerator.is_local_main_process:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(file, json.dumps(found | {key: size}))
+            write_whole(file, json.dumps(_read(file) | {key: size}))
         except OSError:
             log.debug("the micro-batch size is not kept for other runs", exc_info=True)
     return size
+
+
+def _read(file: Path) -> dict[str, int]:
+    """What was found before; nothing if there is no such file, or a damaged one."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _smallest(session: "Session", size: int) -> int:
+    """The smallest of all processes, which fits all."""
+    if session.accelerator.num_processes == 1:
+        return size
+    return int(session.accelerator.gather(torch.tensor([size], device=session.accelerator.device)).min())
 
 
 def divisors(number: int) -> list[int]:
@@ -124,7 +136,15 @@ def _identity(session: "Session", own: int) -> dict[str, Any]:
     """What the best size depends on."""
     recipe, facts = session.recipe, session.facts
     return {
-        "model": [facts["architecture"], facts["parameters"], facts["packing"], facts["shortcuts"]],
+        "model": session.accelerator.unwrap_model(session.model).config.to_json_string(),
+        "ways": [
+            facts["parameters"],
+            facts["packing"],
+            facts["shortcuts"],
+            recipe.train.compile,
+            recipe.optimizer.name,
+        ],
+        "processes": session.accelerator.num_processes,
         "blocks": [own, recipe.data.block_size, recipe.objective, recipe.train.activation_checkpointing],
         "machine": [facts["device"], torch.get_num_threads(), facts["precision"], torch.__version__],
         "memory": hardware.total_memory(session.accelerator.device),

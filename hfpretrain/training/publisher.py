@@ -24,10 +24,14 @@ class Publisher:
     def __init__(self, run: Run, settings: Hub) -> None:
         assert settings.repo_id is not None
         self.run, self.repo_id, self.settings = run, settings.repo_id, settings
-        run.unpushed.mkdir(exist_ok=True)  # stays until everything is pushed, the finished model too
+        try:
+            run.unpushed.mkdir(exist_ok=True)  # stays until everything is pushed, the finished model too
+        except OSError as error:
+            log.warning("checkpoints cannot be put aside for the Hub: %s", error)
         for left in run.unpushed.glob(".*"):
             shutil.rmtree(left, ignore_errors=True)
-        self._orders: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._orders: queue.SimpleQueue[bool | None] = queue.SimpleQueue()
+        """False: push what waits. True: the finished model as well, and be done. None: be done."""
         self._ending = threading.Event()
         self._said: set[str] = set()
         # A daemon: a stopped run ends at once, and what waits is pushed when it goes on.
@@ -52,6 +56,7 @@ class Publisher:
     def abandon(self) -> None:
         """Begins no other push: the run has stopped."""
         self._ending.set()
+        self._orders.put(None)
 
     @property
     def command(self) -> str:
@@ -60,9 +65,11 @@ class Publisher:
         return f"hfpretrain push {shlex.quote(str(self.run.path))} {self.repo_id}{public}"
 
     def _work(self) -> None:
-        finished = False
+        finished: bool | None = False
         while not finished:
             finished = self._orders.get()
+            if finished is None:
+                return
             try:
                 if finished:
                     for pushed in push(self.run.path, self.repo_id, public=not self.settings.private):

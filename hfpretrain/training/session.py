@@ -82,8 +82,8 @@ def prepare_session(recipe: Recipe, run: Run, accelerator: Accelerator) -> Sessi
     shortcuts = choose_shortcuts(recipe, model, how, collator)
     loss = Loss(model, how, shortcuts)
     precision = hardware.choose_precision(recipe.train.precision, accelerator.device)
-    if accelerator.device.type == "cuda" and precision != "fp32":
-        torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
+    if accelerator.device.type == "cuda":  # TF32 for what autocast leaves in float32
+        torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
     if accelerator.device.type == "cpu" and recipe.train.precision == "auto":
         large = count_parameters(model) >= hardware.WORTH_HALF_PRECISION
         if large and hardware.has_bf16_units(accelerator.device):
@@ -122,8 +122,11 @@ def prepare_session(recipe: Recipe, run: Run, accelerator: Accelerator) -> Sessi
         facts["activation_checkpointing"] = True
     model.to(accelerator.device)
     rows = batches.rows(0, range(min(COUNTED_BLOCKS, recipe.train.batch_size)))
-    batch = {name: tensor.to(accelerator.device) for name, tensor in collator(rows).items()}
-    facts["flops_per_token"] = round(flops_per_token(model, loss, batch))
+    counted = [collator([row]) for row in rows]  # one by one: counting keeps attention whole, which is large
+    counted = [{name: tensor.to(accelerator.device) for name, tensor in batch.items()} for batch in counted]
+    facts["flops_per_token"] = round(sum(flops_per_token(model, loss, batch) for batch in counted) / len(counted))
+    if accelerator.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(accelerator.device)
     if compiled:  # not before the counting: what the compiler meets in such a mode it passes over ever after
         model.compile()
     prepared, *optimizers = accelerator.prepare(model.train(), *optimizers)
@@ -170,6 +173,8 @@ def open_accelerator(recipe: Recipe) -> Accelerator:
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     device = PartialState(cpu=several and not torch.accelerator.is_available()).device
     precision = hardware.choose_precision(recipe.train.precision, device)
+    if precision == "fp16" and recipe.optimizer.name == "muon":
+        raise RecipeError("optimizer.name: muon does not go with fp16's loss scaling", hint="set train.precision: bf16")
     if precision == "fp16" and device.type == "cpu":
         raise RecipeError("train.precision: fp16 needs a GPU", hint="set train.precision: auto")
     accelerator = Accelerator(
