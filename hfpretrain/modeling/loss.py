@@ -277,7 +277,7 @@ def _same(plain: Outcome, other: Outcome | None) -> bool:
     largest = max((float(gradient.abs().max()) for gradient in plain[1] if gradient is not None), default=0.0)
     for one, two in zip(plain[1], other[1], strict=True):
         if one is None or two is None:
-            if one is not two and float((two if one is None else one).abs().max()) > 0:  # type: ignore[union-attr]
+            if any(float(gradient.abs().max()) > 0 for gradient in (one, two) if gradient is not None):
                 return False
             continue
         bound = 1e-4 * float(one.abs().max()) + 1e-6 * largest
