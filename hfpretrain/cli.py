@@ -7,12 +7,14 @@ import shlex
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from hfpretrain.cli_models import load_model, print_next_words, vars_of
 from hfpretrain.errors import HFPretrainError
 from hfpretrain.process import CurrentStderr, leave, prepare_environment
+from hfpretrain.training.signals import StopNow, stop_on_signals
 
 if TYPE_CHECKING:
     from hfpretrain.inference import CausalLM, MaskedLM
@@ -45,9 +47,6 @@ ModelName = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-# Small, well-known models for when there is no run yet.
-FALLBACKS = {"mlm": "distilbert/distilroberta-base", "clm": "HuggingFaceTB/SmolLM2-135M"}
-
 
 @app.command()
 def train(
@@ -56,6 +55,9 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where the run stopped; start it if there is none.")
     ] = False,
+    allow_changes: Annotated[
+        bool, typer.Option("--allow-changes", help="Resume even if recipe or data changed in what is learnt.")
+    ] = False,
 ) -> None:
     """Train what the recipe says.
 
@@ -63,11 +65,12 @@ def train(
     """
     from hfpretrain.recipe import load
 
-    loaded = load(recipe, overrides or [])
-    prepare_environment()
-    from hfpretrain.training.loop import train
+    with stop_on_signals():  # from here on: importing the libraries takes seconds
+        loaded = load(recipe, overrides or [])
+        prepare_environment()
+        from hfpretrain.training.loop import train
 
-    run = train(loaded, resume=resume)
+        run = train(loaded, resume=resume or allow_changes, allow_changes=allow_changes)
     if int(os.environ.get("RANK", "0")) == 0:
         report = run.report()
         typer.echo(f"run         {run.path}")
@@ -230,6 +233,39 @@ def push(
         typer.echo(pushed.url)
 
 
+@app.command()
+def verify(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", show_default=False)],
+    replay: Annotated[
+        int | None,
+        typer.Option(
+            "--replay",
+            metavar="N",
+            help="Train N steps again from a checkpoint and compare.",
+            min=1,
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Check every file of a run against its manifests. Exit status 1 if something is not what was saved.
+
+    Example: hfpretrain verify runs/quickstart-clm --replay 50
+    """
+    prepare_environment()
+    from hfpretrain import verify
+
+    findings = []
+    with stop_on_signals():
+        for finding in verify.verify(run):
+            findings.append(finding)
+            typer.echo(f"{finding.what:<28} {finding.found}")
+        for finding in verify.replay(run, replay) if replay else ():
+            findings.append(finding)
+            typer.echo(f"{finding.what:<28} {finding.found}")
+    if not all(finding.good for finding in findings):
+        leave(1)
+
+
 @app.command("runs")
 def list_runs(
     folder: Annotated[Path, typer.Argument(help="Where to look.")] = Path("runs"), as_json: AsJson = False
@@ -309,56 +345,6 @@ def env(as_json: AsJson = False) -> None:
         typer.echo(f"{name:<13} {value}")
 
 
-def load_model(name: str | None, objective: Literal["clm", "mlm"]) -> Any:
-    """The model to use: the one named, or the default, which one line on stderr says."""
-    from hfpretrain.run import newest_finished
-
-    prepare_environment()
-    if name is None:
-        name = os.environ.get("HFPRETRAIN_MODEL")
-        if name is None:
-            newest = newest_finished(Path("runs"), objective)
-            name = str(newest.path) if newest else FALLBACKS[objective]
-        log.info("model: %s", name)
-    from hfpretrain.inference import load
-
-    return load(name, objective=objective)
-
-
-def print_next_words(causal: "CausalLM", prompt: str, top_k: int, as_json: bool) -> None:
-    """The next words' probabilities; beside those of the everyday grammar where it knows the context."""
-    from hfpretrain.data.everyday import CONTEXTS, next_words
-
-    truth = next_words(prompt) if prompt in CONTEXTS and learnt_everyday(causal.name) else {}
-    predictions = causal.next_words(prompt, top_k=top_k)
-    if as_json:
-        lines = [{"word": each.token, "probability": each.probability} for each in predictions]
-        typer.echo(
-            json.dumps([line | ({"grammar": truth.get(str(line["word"]), 0.0)} if truth else {}) for line in lines])
-        )
-        return
-    width = max([len(each.token) for each in predictions] + [4])
-    if truth:
-        typer.echo(f"{'word':<{width}}   model  grammar")
-    for each in predictions:
-        beside = f"   {truth.get(each.token, 0.0):6.1%}" if truth else ""
-        typer.echo(f"{each.token:<{width}}  {each.probability:6.1%}{beside}")
-
-
-def learnt_everyday(name: str) -> bool:
-    """Whether `name` is a run that was trained on the builtin corpus."""
-    from hfpretrain.recipe import load
-
-    file = Path(name) / "recipe.yaml"
-    return file.is_file() and any(source.builtin == "everyday" for source in load(file).data.sources)
-
-
-def vars_of(prediction: Any) -> dict[str, Any]:
-    import dataclasses
-
-    return dataclasses.asdict(prediction)
-
-
 def main() -> NoReturn:
     """The entry point: our errors as a sentence and their exit status, nothing else."""
     said = logging.getLogger("hfpretrain")
@@ -370,6 +356,9 @@ def main() -> NoReturn:
     except HFPretrainError as error:
         typer.echo(f"error: {error}", err=True)
         leave(error.exit_status)
+    except StopNow as stop:
+        typer.echo(f"stopped by signal {stop.signal}; there was nothing to save", err=True)
+        leave(128 + stop.signal)
     except KeyboardInterrupt:
         typer.echo("stopped", err=True)
         leave(130)

@@ -1,6 +1,7 @@
 """Evaluation: the loss over held-out blocks, every target once, with masks that never change."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -52,10 +53,12 @@ def evaluate(
     *,
     micro_batch_size: int,
     max_tokens: int | None = None,
-) -> Evaluated:
+    stopped: Callable[[], bool] = lambda: False,
+) -> Evaluated | None:
     """The loss on the held-out blocks (the first `max_tokens` of them in a fixed seeded order).
 
-    Processes take turns by micro-batch, whatever divides or not; the sums are added at the end.
+    Processes take turns by micro-batch, whatever divides or not; the sums are added at the end. None where `stopped`
+    said so on one of them, which it is asked before each micro-batch.
     """
     assert batches.validation is not None
     count = len(batches.validation)
@@ -64,8 +67,11 @@ def evaluate(
     was_training = model.training
     model.eval()
     found: list[torch.Tensor] = []
+    given_up = False
     rank, processes = accelerator.process_index, accelerator.num_processes
     for start in range(rank * micro_batch_size, count, processes * micro_batch_size):
+        if given_up := stopped():
+            break
         rows = batches.validation_rows(range(start, min(start + micro_batch_size, count)))
         batch = {name: tensor.to(accelerator.device) for name, tensor in collator(rows).items()}
         with accelerator.autocast():
@@ -74,9 +80,12 @@ def evaluate(
         found.append(torch.stack([summed.float(), hits.float(), targets.float()]))  # the device is not waited for
     model.train(was_training)
     sums = torch.stack(found).cpu().double().sum(0) if found else torch.zeros(3, dtype=torch.float64)
+    sums = torch.cat([sums, torch.tensor([float(given_up)], dtype=torch.float64)])
     if processes > 1:
         sums = accelerator.reduce(sums.to(accelerator.device), reduction="sum")
-    total, right, targets = sums.tolist()
+    total, right, targets, giving_up = sums.tolist()
+    if giving_up:
+        return None
     return Evaluated(total / max(targets, 1), right / max(targets, 1), int(targets))
 
 
@@ -115,6 +124,7 @@ def evaluate_model(name: str, data: str | None = None, *, micro_batch_size: int 
         Accelerator(),
         micro_batch_size=micro_batch_size,
     )
+    assert result is not None
     found: dict[str, Any] = {
         "loss": result.loss,
         "perplexity": result.perplexity,

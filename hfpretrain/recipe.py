@@ -144,6 +144,8 @@ def _contradictions(recipe: Recipe, draft: Draft) -> Iterator[tuple[Keys, str]]:
     }.items():
         if amount.value == 0:
             yield keys, "must be more than nothing"
+    if train.max_time is not None and (train.max_time.unit != "seconds" or train.max_time.value == 0):
+        yield ("train", "max_time"), f"expects minutes, hours or days, not {train.max_time}"
     micro = train.micro_batch_size
     if micro != "auto" and train.batch_size % micro and not draft.doubtful(("train", "batch_size")):
         relation = "is larger than" if micro > train.batch_size else "does not divide"

@@ -126,6 +126,13 @@ class Train:
     """auto: the loss is found in a faster way where that is proven to give what the plain model gives."""
     gradient_clip: NotNegative = 1.0
     """Largest norm of the gradient; 0 does not clip."""
+    max_time: Amount | None = None
+    """Stop after this much time (e.g. 11.5 hours), saved and ready for --resume, before a job's own limit does."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """When a loss or gradient is no finite number, its update is not made, and the run stops; or the step is passed
+    over, at most 3 in a row."""
+    skip_spikes: bool = False
+    """Leave out the update of a step whose loss is 6 deviations above the mean of 128 steps; they are said anyway."""
     log_every: WholeNumber = 10
     """Steps between two lines of metrics."""
 

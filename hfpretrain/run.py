@@ -1,7 +1,11 @@
 """The run directory: where its parts are, what state it is in, and which run is the newest."""
 
+import fcntl
 import json
 import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -63,6 +67,27 @@ class Run:
             raise RunError(
                 f"output_dir: {self.path} cannot be created: {error.strerror}", hint="choose another output_dir"
             ) from error
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes from training in this directory, which is made; RunError where one does.
+
+        The system lifts the lock when the process ends, however it ends; no file is left behind.
+        """
+        self.create()
+        folder = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(folder)
+            hint = "wait until it has ended, or choose another output_dir"
+            raise RunError(f"another process is training in {self.path}", hint=hint) from None
+        except OSError:  # a file system without locks
+            log.debug("%s cannot be locked", self.path, exc_info=True)
+        try:
+            yield
+        finally:
+            os.close(folder)
 
     @property
     def state(self) -> State:

@@ -18,7 +18,7 @@ FLOORS = [
     ["inference"],
     ["evaluation", "publish"],
     ["training"],
-    ["check"],
+    ["check", "verify"],
     ["__init__"],
     ["cli"],
     ["__main__"],
@@ -31,6 +31,7 @@ PARTS = {
     "strict_yaml": "recipe",
     "amounts": "recipe",
     "card": "publish",
+    "cli_models": "cli",
 }
 LIGHT = ["cli", "recipe", "errors", "process", "__init__", *(part for part, of in PARTS.items() if of == "recipe")]
 HEAVY = {"torch", "transformers", "datasets", "accelerate", "pydantic", "evaluate", "numpy", "pyarrow"}

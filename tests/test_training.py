@@ -201,7 +201,7 @@ def test_a_loss_that_explodes_stops_the_run(tmp_path: Path) -> None:
     broken = weights(run)
     broken["transformer.wpe.weight"][12] = float("nan")
     save_file(broken, run.path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(TrainingError, match="not a number between steps 0 and 1"):
+    with pytest.raises(TrainingError, match="step 1: the loss is not a finite number"):
         tiny_run(
             tmp_path,
             "clm",
@@ -293,3 +293,43 @@ print("loaded")
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
     assert done.stdout.strip() == "loaded", done.stderr
+
+
+def test_changes_that_are_allowed_are_said_and_recorded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = tiny_run(tmp_path, "clm")
+    changed = tiny_recipe(tmp_path, "clm", "optimizer.lr=2e-3", "train.duration=15")
+    run.report_file.unlink()
+    assert train(changed, resume=True, allow_changes=True).report()["changes"] == [
+        {"after_step": 12, "changed": ["optimizer.lr: 0.001 before, 0.002 now"]}
+    ]
+    assert "what is learnt from here on is changed: optimizer.lr: 0.001 before, 0.002 now" in caplog.text
+    run.report_file.unlink()
+    with (tmp_path / "corpus.jsonl").open("a") as corpus:
+        corpus.write('{"text": "one more"}\n')
+    changed = tiny_recipe(tmp_path, "clm", "optimizer.lr=2e-3", "train.duration=18")
+    report = train(changed, resume=True, allow_changes=True).report()
+    assert report["changes"][1] == {"after_step": 15, "changed": ["the data"]}
+    run.report_file.unlink()
+    with pytest.raises(RunError, match=r"optimizer\.name: adamw before, muon now"):
+        train(tiny_recipe(tmp_path, "clm", "optimizer={name: muon, lr: 2e-3}"), resume=True, allow_changes=True)
+
+
+def test_other_surroundings_are_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole = tiny_run(tmp_path, "clm", name="whole")
+    recipe = tiny_recipe(tmp_path, "clm", name="resumed")
+    cut_back(whole, Path(recipe.output_dir), 10)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        train(recipe, resume=True)
+    finally:
+        torch.set_num_threads(threads)
+    said = [record.message for record in caplog.records if "last bits may differ" in record.message]
+    assert [sentence.split(": ")[1] for sentence in said] == [f"threads {threads} before, {threads + 1} now"]
+
+
+def test_two_runs_in_one_directory_are_one_too_many(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, "clm")
+    with Run(Path(recipe.output_dir)).locked(), pytest.raises(RunError, match="another process is training in"):
+        train(recipe)
+    assert train(recipe).state == "finished"

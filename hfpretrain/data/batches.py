@@ -69,13 +69,28 @@ class Batches:
         shares = zip(self.sources, self.weights, strict=True)
         return float(sum(source["words"] / source["tokens"] * weight for source, weight in shares) / sum(self.weights))
 
-    def row(self, position: int) -> Row:
-        """The block at `position`, counted over all steps and epochs from the start of the run."""
+    def _place(self, position: int) -> tuple[Blocks, int]:
+        """The part, and the number of the block in it, at `position`."""
         part, index = interleaved(position, self.weights)
         blocks = self.parts[part]
         epoch, place = divmod(index, len(blocks))
-        block = blocks[permuted(place, len(blocks), derived(self.seed, "order", part, epoch))]
-        return Row(block, derived(self.seed, "row", position))
+        return blocks, permuted(place, len(blocks), derived(self.seed, "order", part, epoch))
+
+    def row(self, position: int) -> Row:
+        """The block at `position`, counted over all steps and epochs from the start of the run."""
+        blocks, number = self._place(position)
+        return Row(blocks[number], derived(self.seed, "row", position))
+
+    def documents(self, step: int, place: int) -> list[tuple[int, int]]:
+        """The documents that a row of a step shows tokens of, as (source, document)."""
+        blocks, number = self._place(step * self.batch_size + place)
+        return blocks.documents(number)
+
+    def beginning(self, source: int, document: int, tokens: int) -> IntArray:
+        """The first token ids of a document of a training source."""
+        store = self.parts[0].stream.stores[source]
+        start, end = store.offsets[document], store.offsets[document + 1]
+        return np.asarray(store.tokens[start : min(end, start + tokens)], dtype=np.int64)
 
     def rows(self, step: int, places: range | None = None) -> list[Row]:
         """The rows of one step, or those of some `places` in range(batch_size)."""

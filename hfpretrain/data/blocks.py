@@ -5,7 +5,7 @@ last block is filled with padding, so that every token stands in exactly one blo
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -159,12 +159,8 @@ class Blocks(Sequence[Block]):
     def __len__(self) -> int:
         return -(-self.tokens // self.block_size) if self._cuts is None else len(self._cuts) - 1
 
-    def __getitem__(self, index: int) -> Block:  # type: ignore[override]
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        token_ids = np.full(self.block_size + 1, self.padding_id, dtype=np.int64)
-        targets = np.zeros(self.block_size + 1, dtype=np.bool_)
-        borders = np.zeros(self.block_size + 1, dtype=np.int64)
+    def pieces(self, index: int) -> Iterator[tuple[int, int, int]]:
+        """Where the tokens of a block, and the one that follows, come from: (store, start, end) each."""
         filled, position, length = 0, index * self.block_size, self.block_size + 1
         if self._cuts is not None:
             position = int(self._cuts[index])
@@ -176,6 +172,26 @@ class Blocks(Sequence[Block]):
             number, start, end = self.stream.ranges[piece].tolist()
             start += position - int(self._starts[piece])
             end = min(end, start + length - filled)
+            yield number, start, end
+            filled, position, piece = filled + end - start, position + end - start, piece + 1
+
+    def documents(self, index: int) -> list[tuple[int, int]]:
+        """The documents that a block shows tokens of, as (store, document)."""
+        found = []
+        for number, start, end in self.pieces(index):
+            offsets = self.stream.stores[number].offsets
+            first = int(np.searchsorted(offsets, start, side="right")) - 1
+            found += [(number, document) for document in range(first, int(np.searchsorted(offsets, end, side="left")))]
+        return found
+
+    def __getitem__(self, index: int) -> Block:  # type: ignore[override]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        token_ids = np.full(self.block_size + 1, self.padding_id, dtype=np.int64)
+        targets = np.zeros(self.block_size + 1, dtype=np.bool_)
+        borders = np.zeros(self.block_size + 1, dtype=np.int64)
+        filled = 0
+        for number, start, end in self.pieces(index):
             store, here = self.stream.stores[number], slice(filled, filled + end - start)
             token_ids[here] = store.tokens[start:end]
             first = int(np.searchsorted(store.offsets, start, side="right")) - 1
@@ -189,7 +205,7 @@ class Blocks(Sequence[Block]):
                 within = np.arange(end - start)
                 document = np.searchsorted(begins, within, side="right") - 1
                 targets[here] = within - begins[document] >= np.asarray(store.prompt_lengths[first:last])[document]
-            filled, position, piece = here.stop, position + end - start, piece + 1
+            filled = here.stop
         documents = np.cumsum(borders) - 1
         documents[filled:] = PADDING
         return Block(token_ids, targets, documents)

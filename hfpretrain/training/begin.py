@@ -11,7 +11,9 @@ from hfpretrain.evaluation import Evaluated
 from hfpretrain.files import write_whole
 from hfpretrain.recipe import dump
 from hfpretrain.run import newest_whole
+from hfpretrain.training.changes import compare_surroundings, surroundings
 from hfpretrain.training.checkpoint import restore_checkpoint, set_aside_later
+from hfpretrain.training.guard import Judged
 from hfpretrain.training.metrics import Window
 from hfpretrain.training.micro_batch import seconds_of
 from hfpretrain.training.publisher import Publisher
@@ -29,9 +31,16 @@ class Progress:
     window: Window = field(default_factory=Window)
     steady: Window = field(default_factory=Window)
     evaluated: Evaluated | None = None
+    evaluation_due: bool = False
+    """Whether the evaluation after this step was given up for a signal, and is to be made first of all."""
+    judged: Judged = field(default_factory=Judged)
     data: str | None = None
     """The fingerprint of the data."""
     micro_batch_size: int | None = None
+    surroundings: dict[str, str] = field(default_factory=dict)
+    """What the last bits depend on beside recipe and data."""
+    changes: list[dict[str, Any]] = field(default_factory=list)
+    """What was changed on the way, with the step after which it was, where that was allowed."""
     branch: str | None = None
     """Where this checkpoint is pushed to, if it is."""
 
@@ -41,6 +50,8 @@ class Progress:
         known = {each.name for each in fields(Progress)}
         values = {key: value for key, value in saved.items() if key in known}
         values |= {key: Window(**values[key]) for key in ("window", "steady") if key in values}
+        if "judged" in values:
+            values["judged"] = Judged(**values["judged"])
         if values.get("evaluated"):
             values["evaluated"] = Evaluated(**values["evaluated"])
         return Progress(**values)
@@ -49,10 +60,11 @@ class Progress:
         return asdict(self)
 
 
-def begin(session: Session) -> tuple[Progress, Path | None]:
-    """Goes back to the newest whole checkpoint, if there is one, and makes the run directory.
+def begin(session: Session, *, changes: list[str], allow_changes: bool) -> tuple[Progress, Path | None]:
+    """Goes back to the newest whole checkpoint, if there is one, and writes down the recipe.
 
-    Returns the progress and the checkpoint. Raises RunError where the data is not what the run was started with.
+    `changes` are those of the recipe. Returns the progress and the checkpoint. Raises RunError where the data is not
+    what the run was started with, unless that is allowed.
     """
     recipe, run, accelerator = session.recipe, session.run, session.accelerator
     progress = Progress()
@@ -62,10 +74,21 @@ def begin(session: Session) -> tuple[Progress, Path | None]:
         set_aside_later(checkpoint, accelerator)
         log.info("going on from %s", checkpoint)
     if progress.data not in (None, session.batches.fingerprint):
-        raise RunError(
-            f"the data is not what {run.path} was started with",
-            hint="bring the old data back, or choose another output_dir for a new run",
-        )
+        what = f"the data is not what {run.path} was started with"
+        if not allow_changes:
+            hint = "bring the old data back, choose another output_dir for a new run, or go on with --allow-changes"
+            raise RunError(what, hint=hint)
+        log.warning("%s; another order of other blocks follows from here on", what)
+        changes = [*changes, "the data"]
+    if changes:
+        progress.changes.append({"after_step": progress.step, "changed": changes})
+    now = surroundings(accelerator.num_processes, session.facts["device"])
+    if checkpoint is not None:
+        compare_surroundings(progress.surroundings, now)
+    progress.surroundings = now
+    session.facts["changes"] = progress.changes
+    session.judged = progress.judged
+    session.guard.remember(progress.judged.recent)
     own = recipe.train.batch_size // int(accelerator.num_processes)
     if recipe.train.micro_batch_size == "auto" and progress.micro_batch_size and own % progress.micro_batch_size == 0:
         session.micro_batch_size = progress.micro_batch_size  # dropout depends on it

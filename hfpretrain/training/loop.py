@@ -1,7 +1,7 @@
 """The training loop: from a recipe to a finished run."""
 
 import logging
-import math
+import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,41 +13,38 @@ import torch
 from accelerate import Accelerator
 
 from hfpretrain.data.order import derived
-from hfpretrain.errors import RunError, Stopped, TrainingError
-from hfpretrain.evaluation import Evaluated, evaluate
+from hfpretrain.errors import RunError, Stopped
+from hfpretrain.evaluation import evaluate
 from hfpretrain.modeling.objective import IGNORED, MicroBatch
-from hfpretrain.recipe import Recipe, load, to_mapping
+from hfpretrain.recipe import Recipe, load
 from hfpretrain.run import Run
 from hfpretrain.training.begin import Progress, begin, begin_pushing
+from hfpretrain.training.changes import check_unchanged
 from hfpretrain.training.checkpoint import save_checkpoint
 from hfpretrain.training.console import Display
 from hfpretrain.training.finish import finish
+from hfpretrain.training.guard import heed, leave_out
 from hfpretrain.training.metrics import Metrics, Window
 from hfpretrain.training.publisher import Publisher
 from hfpretrain.training.schedule import Plan, learning_rate_factor, passed
 from hfpretrain.training.session import Session, open_accelerator, prepare_session, utilisation
-from hfpretrain.training.signals import StopRequest, stop_on_signals
+from hfpretrain.training.signals import StopNow, StopRequest, stop_on_signals
 
 log = logging.getLogger(__name__)
-
-HARMLESS = {
-    *("name", "output_dir", "train.duration", "train.log_every", "train.compile", "train.shortcuts"),
-    *("train.micro_batch_size", "train.activation_checkpointing"),
-    *("evaluation", "checkpoints", "trackers", "hub"),
-}
-"""Keys, and blocks of keys, that a run may be resumed with other values of; each change is said."""
 
 WAITS_FOR_DATA = 0.1
 """The share of the time from which on waiting for data is said."""
 
 
-def train(recipe: Recipe, *, resume: bool = False) -> Run:
+def train(recipe: Recipe, *, resume: bool = False, allow_changes: bool = False, stop_after: int | None = None) -> Run:
     """Trains what the recipe says and returns the finished run.
 
-    With `resume` a run that was stopped goes on where it was, and a finished one is returned as it is. Raises
-    RunError where the run directory is not empty and `resume` is false, Stopped after a signal.
+    With `resume` a run that was stopped goes on where it was, and a finished one is returned as it is; with
+    `allow_changes` even where the recipe or the data changed in what is learnt. After the step `stop_after` the run is
+    saved and stopped. Raises RunError where the run directory is not empty and `resume` is false, Stopped after a
+    signal, after train.max_time and after that step.
     """
-    run = Run(Path(recipe.output_dir))
+    run, request = Run(Path(recipe.output_dir)), StopRequest()
     accelerator = open_accelerator(recipe)
     try:
         state = run.state
@@ -56,20 +53,31 @@ def train(recipe: Recipe, *, resume: bool = False) -> Run:
                 f"{run.path} is not empty: a run is there already",
                 hint="go on with it by --resume, or choose another output_dir",
             )
+        changes: list[str] = []
         if run.recipe_file.exists():
-            check_unchanged(load(run.recipe_file), recipe, run)
+            changes = check_unchanged(load(run.recipe_file), recipe, run, allowed=allow_changes)
         accelerator.wait_for_everyone()  # from here on the first process writes
         if state == "finished":
             publisher = unfinished_pushes(recipe, run) if accelerator.is_main_process else None
             log.info("%s is finished%s", run.path, "" if publisher else "; nothing to do")
         else:
-            with stop_on_signals() as request:
-                publisher = run_loop(prepare_session(recipe, run, accelerator), request)
+            limit = recipe.train.max_time
+            with stop_on_signals(after_step=stop_after, seconds=limit.value if limit else None) as request:
+                session = prepare_session(recipe, run, accelerator)
+                with run.locked() if accelerator.is_main_process else nullcontext():
+                    at, checkpoint = begin(session, changes=changes, allow_changes=allow_changes)
+                    publisher = run_loop(session, at, checkpoint, request)
+    except StopNow as stop:
+        raise Stopped(f"stopped by signal {stop.signal}; there was nothing to save", signal=stop.signal) from None
     finally:
         # The wrapped model has to go before the process group, and both before the process ends: gloo hangs or
         # aborts otherwise.
         accelerator.free_memory()
         accelerator.end_training()
+    if publisher and request.signal:
+        publisher.abandon()
+        hint = "the same command with --resume pushes it"
+        raise Stopped(f"{run.path} is finished, and not pushed yet", signal=request.signal, hint=hint)
     if publisher:  # no other process waits for this
         publisher.finish()
     return run
@@ -84,50 +92,29 @@ def unfinished_pushes(recipe: Recipe, run: Run) -> Publisher | None:
     return publisher
 
 
-def check_unchanged(before: Recipe, now: Recipe, run: Run) -> None:
-    """Raises RunError if the recipe that a run was started with differs from `now` in what is learnt."""
-    old, new = flat(to_mapping(before)), flat(to_mapping(now))
-    changed = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
-    serious = [key for key in changed if key not in HARMLESS and key.split(".")[0] not in HARMLESS]
-    if serious:
-        shown = "; ".join(f"{key}: {old.get(key)} before, {new.get(key)} now" for key in serious)
-        raise RunError(
-            f"{run.path} was started with another recipe ({shown})",
-            hint="undo the change, or choose another output_dir for a new run",
-        )
-    if changed:
-        log.info("changed since the run was started: %s", ", ".join(changed))
-
-
-def flat(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one with dotted keys."""
-    found: dict[str, Any] = {}
-    for key, value in mapping.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return found
-
-
-def run_loop(session: Session, request: StopRequest) -> Publisher | None:
-    """Trains from the newest checkpoint, or from the start, to the end of the plan, and saves the model.
+def run_loop(session: Session, at: Progress, checkpoint: Path | None, request: StopRequest) -> Publisher | None:
+    """Trains from where the run is to the end of the plan, and saves the model.
 
     Returns what pushes it to the Hub, on the first process and where the recipe says so.
     """
     recipe, plan, accelerator = session.recipe, session.plan, session.accelerator
-    if request.signal:
-        raise Stopped(f"stopped by signal {request.signal} before the first step", signal=request.signal)
-    at, checkpoint = begin(session)
     publisher = begin_pushing(session, at, checkpoint)
     metrics = Metrics(session.run.metrics_file, accelerator, session.phases, at.window, at.steady, upto_step=at.step)
     origin = time.monotonic() - at.seconds
     done = plan.done(at.step, at.seconds)
+    request.nothing_to_save = False
     try:
         with Display(enabled=accelerator.is_main_process, done=done, steps=plan.steps) as display:
+            if at.evaluation_due:
+                evaluate_now(session, metrics, display, at, request, everything=done >= 1)
+                if stopped_by := int(agreed(accelerator, request.asked(at.step))):
+                    raise stopped(at.step, stopped_by)
             for micro_batches, targets in upcoming(session, at.step):
                 if done >= 1:
                     break
                 rate = recipe.optimizer.lr * learning_rate_factor(recipe.schedule, plan, at.step, at.seconds)
-                loss, norm = train_step(session, at.step, micro_batches, targets, rate)
-                metrics.add(loss, targets, norm)
+                outcome = train_step(session, at.step, micro_batches, targets, rate)
+                metrics.add(at.step + 1, targets, outcome)
                 before, at.seconds = at.seconds, agreed(accelerator, time.monotonic() - origin)
                 at.step += 1
                 done = plan.done(at.step, at.seconds)
@@ -136,19 +123,16 @@ def run_loop(session: Session, request: StopRequest) -> Publisher | None:
                 if session.batches.validation and (
                     done >= 1 or plan.due(recipe.evaluation.every, at.step, at.seconds, before)
                 ):
-                    at.evaluated = evaluate_now(session, metrics, display, step=at.step, everything=done >= 1)
-                stopped_by = int(agreed(accelerator, request.signal or 0))
+                    evaluate_now(session, metrics, display, at, request, everything=done >= 1)
+                stopped_by = int(agreed(accelerator, request.asked(at.step)))
                 due = done >= 1 or plan.due(recipe.checkpoints.every, at.step, at.seconds, before)
                 if stopped_by or due:
                     pushed = due and recipe.hub.push == "checkpoints"
                     at.branch = branch_name(recipe, plan, at.step) if pushed else None
                     save_now(session, metrics, publisher, at)
                 if stopped_by:
-                    raise Stopped(
-                        f"stopped by signal {stopped_by} after step {at.step}; the run is saved",
-                        signal=stopped_by,
-                        hint="the same command with --resume goes on",
-                    )
+                    raise stopped(at.step, stopped_by)
+        session.facts |= {"nonfinite_steps": session.judged.nonfinite, "loss_spikes": session.judged.spikes}
         finish(session, metrics, at.step, at.seconds, at.evaluated)
     except BaseException:
         if publisher:
@@ -159,13 +143,21 @@ def run_loop(session: Session, request: StopRequest) -> Publisher | None:
 
 def save_now(session: Session, metrics: Metrics, publisher: Publisher | None, at: Progress) -> None:
     """Saves a checkpoint, and has it pushed where the recipe says so."""
-    at.window, at.steady = finite_window(metrics, at.step), metrics.steady
+    at.window, at.steady, at.judged = gathered(session, metrics), metrics.steady, session.judged
+    at.judged.recent = session.guard.recent_losses()
     at.data, at.micro_batch_size = session.batches.fingerprint, session.micro_batch_size
     keep = session.recipe.checkpoints.keep
     saved = save_checkpoint(session.run.checkpoints, session.accelerator, session.tokenizer, at.as_dict(), keep=keep)
     if publisher and at.branch:
         publisher.offer(saved, at.branch)
     metrics.restart_clock()
+
+
+def stopped(step: int, number: int) -> Stopped:
+    """What a run ends with that was asked to stop."""
+    why = "train.max_time is over" if number == signal.SIGALRM else f"stopped by signal {number}"
+    hint = "the same command with --resume goes on"
+    return Stopped(f"{why} after step {step}; the run is saved", signal=number, hint=hint)
 
 
 def branch_name(recipe: Recipe, plan: Plan, step: int) -> str:
@@ -180,10 +172,9 @@ def branch_name(recipe: Recipe, plan: Plan, step: int) -> str:
     return f"chck_{round(words) / scale:.12g}{unit}"
 
 
-def train_step(
-    session: Session, step: int, micro_batches: list[MicroBatch], targets: int, rate: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """One optimizer step. Returns this process's summed loss and the gradient's norm, both [] on the device.
+def train_step(session: Session, step: int, micro_batches: list[MicroBatch], targets: int, rate: float) -> torch.Tensor:
+    """One optimizer step. Returns [4] on the device: the summed loss of all processes, the gradient's norm, and
+    whether (1 or 0) the guard found that they are no numbers, and that the loss jumped.
 
     The gradient is that of the summed loss divided by the targets of the whole step, over all micro-batches and
     processes; the processes' gradients are averaged, hence their number as a factor.
@@ -205,14 +196,19 @@ def train_step(
                 accelerator.backward(loss * (accelerator.num_processes / max(targets, 1)))
             total += loss.detach()
     with session.phases("optimizer"):
+        if accelerator.num_processes > 1:
+            total = accelerator.reduce(total, reduction="sum")
         clip = session.recipe.train.gradient_clip or float("inf")
         norm = torch.as_tensor(accelerator.clip_grad_norm_(model.parameters(), clip)).detach()
+        verdict = session.guard.judge(total / max(targets, 1), norm)
+        if accelerator.scaler is None:
+            leave_out(session.optimizers, verdict[2])
+        else:  # fp16: its scaler leaves out such a step by itself, and the next has a smaller loss scale
+            norm = torch.nan_to_num(norm, nan=0.0, posinf=0.0)
         for optimizer in session.optimizers:
             optimizer.step()
             optimizer.zero_grad()
-    if accelerator.scaler is not None:  # fp16: such a step was left out, and the next has a smaller loss scale
-        norm = torch.nan_to_num(norm, nan=0.0, posinf=0.0)
-    return total, norm
+    return torch.cat([torch.stack([total, norm]), verdict[:2]])
 
 
 def upcoming(session: Session, step: int) -> Iterator[tuple[list[MicroBatch], int]]:
@@ -252,29 +248,29 @@ def agreed(accelerator: Accelerator, value: float) -> float:
     return float(accelerator.gather(torch.tensor([value], device=accelerator.device)).max())
 
 
-def finite_window(metrics: Metrics, step: int) -> Window:
-    """What the steps since the last logged one came to; TrainingError if that is no number any more."""
+def gathered(session: Session, metrics: Metrics) -> Window:
+    """What the steps since the last logged one came to; TrainingError if one was no number and that is not allowed."""
     window = metrics.gather()
-    if not (math.isfinite(window.loss) and math.isfinite(window.gradient_norm)):
-        raise TrainingError(
-            f"the loss or its gradient became infinite or not a number between steps {step - window.steps} and {step}",
-            hint="start over with a lower optimizer.lr or a longer schedule.warmup; earlier checkpoints are intact",
-        )
+    steps, metrics.unheard = metrics.unheard, []
+    heed(session, steps)
     return window
 
 
 def log_window(session: Session, metrics: Metrics, display: Display, *, step: int, done: float, rate: float) -> None:
     """Writes and shows what the steps since the last time came to."""
-    window = finite_window(metrics, step)
+    window = gathered(session, metrics)
     loss = window.loss / max(window.targets, 1)
+    found: dict[str, Any] = {"nonfinite_steps": window.nonfinite} if window.nonfinite else {}
+    found |= {"loss_spikes": window.spikes} if window.spikes else {}
+    if finite := window.steps - window.nonfinite:
+        found |= {"loss": loss, "gradient_norm": window.gradient_norm / finite}
     tokens_per_second = window.steps * session.plan.tokens_per_step / max(window.seconds, 1e-9)
     metrics.write(
         {
             "step": step,
             "tokens": step * session.plan.tokens_per_step,
-            "loss": loss,
+            **found,
             "lr": rate,
-            "gradient_norm": window.gradient_norm / window.steps,
             "tokens_per_second": round(tokens_per_second, 1),
             "mfu": round(utilisation(session, tokens_per_second), 4),
             "time": window.shares,
@@ -287,9 +283,11 @@ def log_window(session: Session, metrics: Metrics, display: Display, *, step: in
     display.update(step, done, loss, tokens_per_second)
 
 
-def evaluate_now(session: Session, metrics: Metrics, display: Display, *, step: int, everything: bool) -> Evaluated:
-    """Evaluates on the held-out blocks, writes and shows the result."""
-    metrics.gather()
+def evaluate_now(
+    session: Session, metrics: Metrics, display: Display, at: Progress, request: StopRequest, *, everything: bool
+) -> None:
+    """Evaluates on the held-out blocks, writes and shows the result. Asked to stop, it leaves that for the resume."""
+    gathered(session, metrics)
     evaluated = evaluate(
         # Not the wrapped one, whose processes would wait for each other at every forward.
         session.accelerator.unwrap_model(session.model, keep_torch_compile=True),
@@ -299,11 +297,15 @@ def evaluate_now(session: Session, metrics: Metrics, display: Display, *, step: 
         session.accelerator,
         micro_batch_size=session.micro_batch_size,
         max_tokens=None if everything else session.recipe.evaluation.max_tokens,
+        stopped=lambda: bool(request.signal),
     )
-    metrics.write({"step": step, **evaluated.as_dict()})
     metrics.restart_clock()
+    at.evaluation_due = evaluated is None
+    if evaluated is None:
+        return
+    at.evaluated = evaluated
+    metrics.write({"step": at.step, **evaluated.as_dict()})
     display.say(
-        f"step {step}: validation loss {evaluated.loss:.4f}, perplexity {evaluated.perplexity:.2f}, "
+        f"step {at.step}: validation loss {evaluated.loss:.4f}, perplexity {evaluated.perplexity:.2f}, "
         f"accuracy {evaluated.accuracy:.1%}"
     )
-    return evaluated

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 
 from hfpretrain.files import write_whole
 from hfpretrain.run import step_of
+from hfpretrain.training.guard import Step
 
 PHASES = ("data", "forward_backward", "optimizer")
 """What the time of a step is split into; the rest is other."""
@@ -26,6 +27,9 @@ class Window:
     targets: int = 0
     gradient_norm: float = 0.0
     steps: int = 0
+    nonfinite: int = 0
+    """Steps whose loss or gradient was no number: they count in `steps` only."""
+    spikes: int = 0
     seconds: float = 0.0
     phases: dict[str, float] = field(default_factory=dict)
 
@@ -82,31 +86,33 @@ class Metrics:
         self.steady, self.warm, self.last = steady, False, Window()
         """`steady`: steps and seconds of all windows but the first after a start, which warms up."""
         self.clock = time.monotonic()
-        self.losses: list[torch.Tensor] = []
-        self.norms: list[torch.Tensor] = []
+        self.added: list[tuple[int, int, torch.Tensor]] = []
+        self.unheard: list[Step] = []
+        """Steps gathered, for `heed` to hear of."""
         if accelerator.is_main_process and file.exists():
             # Lines after the checkpoint will be written again.
             lines = [line for line in file.read_text(encoding="utf-8").splitlines() if step_of(line) <= upto_step]
             write_whole(file, "".join(line + "\n" for line in lines))
 
-    def add(self, loss: torch.Tensor, targets: int, gradient_norm: torch.Tensor) -> None:
-        """One step: this process's summed loss, the targets of all processes, the gradient's norm."""
-        self.losses.append(loss)
-        self.norms.append(gradient_norm)
-        self.window.targets += targets
-        self.window.steps += 1
+    def add(self, step: int, targets: int, outcome: torch.Tensor) -> None:
+        """One step, counted from 1: its targets, and what `train_step` returned, all over all processes."""
+        self.added.append((step, targets, outcome))
 
     def gather(self) -> Window:
-        """The window with everything added so far, over all processes. This is where the device is waited for."""
-        if self.losses:
-            sums = torch.stack([torch.stack(values).cpu().double().sum() for values in (self.losses, self.norms)])
-            if self.accelerator.num_processes > 1:
-                total = sums[0].float().to(self.accelerator.device)
-                sums[0] = self.accelerator.reduce(total, reduction="sum").double().cpu()
-            loss, norm = sums.tolist()
-            self.window.loss += loss
-            self.window.gradient_norm += norm
-            self.losses, self.norms = [], []
+        """The window with everything added so far. This is where the device is waited for."""
+        if self.added:
+            outcomes = torch.stack([outcome for *_, outcome in self.added]).cpu().double().tolist()
+            for (number, targets, _), (loss, norm, nonfinite, spike) in zip(self.added, outcomes, strict=True):
+                step = Step(number, loss, targets, norm, bool(nonfinite), bool(spike))
+                self.unheard.append(step)
+                self.window.steps += 1
+                self.window.nonfinite += step.nonfinite
+                self.window.spikes += step.spike
+                if not step.nonfinite:
+                    self.window.loss += loss
+                    self.window.targets += targets
+                    self.window.gradient_norm += norm
+            self.added = []
             for name, seconds in self.phases.take().items():
                 self.window.phases[name] = self.window.phases.get(name, 0.0) + seconds
         now = time.monotonic()

@@ -78,24 +78,32 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        left_out = getattr(self, "found_inf", None)  # as torch's fused optimizers are told
         for group in self.param_groups:
             of_shape: dict[torch.Size, list[Tensor]] = {}
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     of_shape.setdefault(parameter.shape, []).append(parameter)
             for shape, parameters in of_shape.items():
-                updates = orthogonal(torch.stack([self._momentum(each) for each in parameters]), self.dtype)
+                momenta = torch.stack([self._momentum(each, left_out) for each in parameters])
+                updates = orthogonal(momenta, self.dtype)
                 scale = 0.2 * max(shape) ** 0.5
-                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+                kept: float | Tensor = 1 - group["lr"] * group["weight_decay"]
+                if left_out is not None:
+                    updates *= 1 - left_out
+                    kept = torch.where(left_out > 0, 1.0, kept)
+                torch._foreach_mul_(parameters, kept)
                 torch._foreach_add_(parameters, list(updates.unbind()), alpha=-group["lr"] * scale)
 
-    def _momentum(self, parameter: Tensor) -> Tensor:
-        """Nesterov's: the gradient, averaged and looked ahead."""
+    def _momentum(self, parameter: Tensor, left_out: Tensor | None) -> Tensor:
+        """Nesterov's: the gradient, averaged and looked ahead. A step that is left out is none here either."""
         state = self.state[parameter]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(parameter)
         gradient, momentum = parameter.grad, state["momentum"]
         assert gradient is not None
+        if left_out is not None:
+            gradient = torch.where(left_out > 0, momentum, gradient)
         momentum.lerp_(gradient, 1 - MOMENTUM)
         return gradient.lerp(momentum, MOMENTUM)
 

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from hfpretrain.modeling.tokenizer import build_tokenizer, load_tokenizer
 from hfpretrain.recipe import Amount, Recipe, Source
 from hfpretrain.run import Run
 from hfpretrain.training.checkpoint import save_with_transformers
+from hfpretrain.training.guard import Guard, Judged
 from hfpretrain.training.metrics import Phases
 from hfpretrain.training.micro_batch import choose_micro_batch_size
 from hfpretrain.training.optimizer import build_optimizers
@@ -56,6 +57,8 @@ class Session:
     phases: Phases
     facts: dict[str, Any]
     """What the summary and report.json say about the run."""
+    guard: Guard
+    judged: Judged = field(default_factory=Judged)
     said_waiting: bool = False
 
 
@@ -145,6 +148,7 @@ def prepare_session(recipe: Recipe, run: Run, accelerator: Accelerator) -> Sessi
         phases=Phases(accelerator.device),
         micro_batch_size=0,
         facts=facts,
+        guard=Guard(recipe.train, accelerator.device, scaled=accelerator.scaler is not None),
     )
     session.micro_batch_size = choose_micro_batch_size(session)
     return session

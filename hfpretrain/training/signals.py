@@ -1,41 +1,103 @@
-"""Signals: the first one asks the run to finish its step and save; a second one acts at once."""
+"""Signals: the first one asks the run to finish its step and save; a second one acts at once.
+
+Before the first step there is nothing to save, so that the first signal ends the process. SIGALRM is our own: it comes
+when train.max_time is over.
+"""
 
 import logging
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 log = logging.getLogger(__name__)
 
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGALRM") if hasattr(signal, name))
+
+
+GRACE_SECONDS = 3.0
+"""How long Python may take to hear a signal while there is nothing to save, before the process ends all the same."""
+
+
+class StopNow(BaseException):
+    """A signal came while there was nothing to save. No Exception: what catches those must not catch this."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"signal {number}")
+        self.signal = number
 
 
 class StopRequest:
-    """The number of the signal that came, or None."""
+    """Whether the run is to stop."""
 
-    signal: int | None = None
+    def __init__(self, after_step: int | None = None) -> None:
+        self.signal: int | None = None
+        """The number of the signal that came."""
+        self.nothing_to_save = True
+        """A signal raises StopNow; else it is noted, for the loop to see."""
+        self.heard = threading.Event()
+        self.after_step = after_step
+        """A step to stop after, as if SIGALRM had come."""
+
+    def asked(self, step: int) -> int:
+        """The signal to stop by after this step, or 0."""
+        return self.signal or (signal.SIGALRM if step == self.after_step else 0)
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
-    """Records the first signal instead of dying of it. Outside the main thread signals stay as they are."""
-    request = StopRequest()
+def stop_on_signals(*, after_step: int | None = None, seconds: float | None = None) -> Iterator[StopRequest]:
+    """Hears the signals while the block runs; after `seconds` SIGALRM is sent. Other threads hear no signals."""
+    request = StopRequest(after_step)
     before = {}
 
     def note(number: int, frame: FrameType | None) -> None:
         request.signal = number
-        log.warning("signal %d: saving after this step; a second signal stops at once", number)
+        request.heard.set()
         for each in SIGNALS:
             signal.signal(each, signal.SIG_DFL)
+        if request.nothing_to_save:
+            raise StopNow(number)
+        what = "train.max_time is over" if number == signal.SIGALRM else f"signal {number}"
+        log.warning("%s: saving after this step; a second signal stops at once", what)
 
-    try:
-        for each in SIGNALS:
-            before[each] = signal.signal(each, note)
-    except ValueError:  # not the main thread
-        pass
-    try:
+    if threading.current_thread() is not threading.main_thread():
         yield request
+        return
+    for each in SIGNALS:
+        before[each] = signal.signal(each, note)
+    if seconds is not None:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        with _watched(request):
+            yield request
     finally:
+        if seconds is not None:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for each, handler in before.items():
             signal.signal(each, handler)
+
+
+@contextmanager
+def _watched(request: StopRequest) -> Iterator[None]:
+    """Ends the process where a signal comes with nothing to save and Python is away in a library's code.
+
+    Python hears signals between its own instructions only, and e.g. training a tokenizer is one that takes minutes.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        while number := os.read(reader, 1):
+            if number[0] in SIGNALS and request.nothing_to_save and not request.heard.wait(GRACE_SECONDS):
+                os._exit(128 + number[0])
+        os.close(reader)
+
+    threading.Thread(target=watch, name="hfpretrain-signals", daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(writer)  # which ends the thread

@@ -1,0 +1,76 @@
+"""What a run may be resumed with: recipe and surroundings that it was started with, or what may differ from them."""
+
+import logging
+from typing import Any
+
+import torch
+
+from hfpretrain import hardware
+from hfpretrain.errors import RunError
+from hfpretrain.recipe import Recipe, to_mapping
+from hfpretrain.run import Run
+
+log = logging.getLogger(__name__)
+
+HARMLESS = {
+    *("name", "output_dir", "train.duration", "train.log_every", "train.compile", "train.shortcuts"),
+    *("train.micro_batch_size", "train.activation_checkpointing", "train.max_time", "train.on_nonfinite"),
+    *("evaluation", "checkpoints", "trackers", "hub"),
+}
+"""Keys, and blocks of keys, that a run may be resumed with other values of; each change is said."""
+LIBRARIES = ("python", "torch", "transformers", "accelerate", "tokenizers")
+BUILT_IN = {"objective", "model", "tokenizer", "optimizer.name"}
+"""Keys that made what a checkpoint holds: no run can go on with other values."""
+
+
+def check_unchanged(before: Recipe, now: Recipe, run: Run, *, allowed: bool = False) -> list[str]:
+    """Raises RunError if the recipe that a run was started with differs from `now` in what is learnt.
+
+    With `allowed` such differences are said and returned, but for those that a checkpoint cannot go on with.
+    """
+    old, new = flat(to_mapping(before)), flat(to_mapping(now))
+    changed = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
+    serious = [key for key in changed if not _among(key, HARMLESS)]
+    impossible = [key for key in serious if _among(key, BUILT_IN)]
+    differences = [f"{key}: {old.get(key)} before, {new.get(key)} now" for key in serious]
+    if impossible or (serious and not allowed):
+        other_way = "" if impossible else ", or go on all the same with --allow-changes"
+        raise RunError(
+            f"{run.path} was started with another recipe ({'; '.join(differences)})",
+            hint=f"undo the change, or choose another output_dir for a new run{other_way}",
+        )
+    if changed := [key for key in changed if key not in serious]:
+        log.info("changed since the run was started: %s", ", ".join(changed))
+    if differences:
+        log.warning("what is learnt from here on is changed: %s", "; ".join(differences))
+    return differences
+
+
+def _among(key: str, keys: set[str]) -> bool:
+    """Whether the key, or the block that it is in, is one of `keys`."""
+    return key in keys or key.split(".")[0] in keys
+
+
+def flat(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one with dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in mapping.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
+
+
+def surroundings(processes: int, device: str) -> dict[str, str]:
+    """What the last bits of a run depend on beside its recipe and data."""
+    return {
+        "device": device,
+        "processes": str(processes),
+        "threads": str(torch.get_num_threads()),
+        **{name: version for name, version in hardware.versions().items() if name in LIBRARIES},
+    }
+
+
+def compare_surroundings(before: dict[str, str], now: dict[str, str]) -> None:
+    """Says, in one line, what of it changed: the run goes on, but not to the same bits."""
+    differing = [f"{key} {before[key]} before, {now[key]} now" for key in before if before[key] != now.get(key)]
+    if differing:
+        log.warning("the last bits may differ from those of an undisturbed run: %s", "; ".join(differing))

@@ -1,0 +1,136 @@
+"""A step whose loss is no number, or jumps, is kept from the weights, named, and counted."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import LLAMA, metrics, tiny_recipe, tiny_run, weights
+
+from hfpretrain.errors import TrainingError
+from hfpretrain.recipe import Train
+from hfpretrain.run import Run
+from hfpretrain.training.guard import SPIKE_STEPS, Guard
+from hfpretrain.training.loop import train
+
+SETTINGS = ["tokenizer={algorithm: char}", "data.validation=0%", "checkpoints={every: 1, keep: 100}", "seed=2"]
+
+
+def broken_at_one_letter(folder: Path) -> Path:
+    """A model whose loss is not a number wherever the letter Q is read, which one document of the corpus holds."""
+    corpus = folder / "corpus.jsonl"
+    lines = [json.dumps({"text": f"the cat sleeps near river number {number}"}) for number in range(60)]
+    lines[41] = json.dumps({"text": "the Quick fox"})
+    corpus.write_text("\n".join(lines))
+    settings = [f"model={{architecture: llama, config: {LLAMA | {'tie_word_embeddings': False}}}}", "train.duration=1"]
+    run = tiny_run(folder, "clm", *SETTINGS, *settings, name="model")
+    from transformers import AutoTokenizer
+
+    letter = AutoTokenizer.from_pretrained(run.path).convert_tokens_to_ids("Q")
+    broken = weights(run)
+    broken["model.embed_tokens.weight"][letter] = math.nan
+    save_file(broken, run.path / "model.safetensors", metadata={"format": "pt"})
+    return run.path
+
+
+def same_checkpoints(one: Path, other: Path) -> bool:
+    """Whether weights and optimizer are equal bit for bit; what is not a number equals itself."""
+    optimizers = [torch.load(path / "optimizer.bin") for path in (one, other)]
+    models = [load_file(path / "model.safetensors") for path in (one, other)]
+    states = [optimizer["state"][0] for optimizer in optimizers]
+    return all(torch.equal(models[0][key].nan_to_num(), models[1][key].nan_to_num()) for key in models[0]) and all(
+        torch.equal(states[0][key], states[1][key]) for key in states[0]
+    )
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_step_that_is_no_number_is_kept_from_the_weights(tmp_path: Path, optimizer: str) -> None:
+    """It stops the run and names the document; resumed with skip, it is passed over and counted."""
+    model = broken_at_one_letter(tmp_path)
+    settings = [
+        *SETTINGS,
+        f"model={{from: {model}}}",
+        "tokenizer={}",
+        "train.duration=1 epochs",
+        f"optimizer.name={optimizer}",
+    ]
+    recipe = tiny_recipe(tmp_path, "clm", *settings, name="stopped")
+    with pytest.raises(
+        TrainingError, match=r"the loss is not a finite number.*document 42 \('the Quick fox'\)"
+    ) as error:
+        train(recipe)
+    step = int(error.value.message.split(":")[0].removeprefix("step "))
+    assert "document 1 " not in error.value.message, "only what gives such a loss by itself is named"
+    run = Run(Path(recipe.output_dir))
+    newest = max(run.checkpoints.iterdir())
+    assert newest.name == f"step-{step - 1:08d}"
+    skipping = tiny_recipe(tmp_path, "clm", *settings, "train.on_nonfinite=skip", name="stopped")
+    train(skipping, resume=True)
+    assert same_checkpoints(newest, run.checkpoints / f"step-{step:08d}")
+    assert not same_checkpoints(newest, run.checkpoints / f"step-{step + 1:08d}")
+    report = run.report()
+    lines = {line["step"]: line for line in metrics(run)}
+    assert report["nonfinite_steps"] == sum("nonfinite_steps" in line for line in lines.values()) >= 1
+    assert "loss" not in lines[step]
+    assert all(math.isfinite(line["loss"]) for line in lines.values() if "loss" in line)
+    whole = tiny_run(tmp_path, "clm", *settings, "train.on_nonfinite=skip", name="whole")
+    assert metrics(whole) == metrics(run)
+
+
+def test_more_than_three_in_a_row_end_the_run(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path, "clm", "train.duration=1", name="first")
+    broken = weights(run)
+    broken["transformer.wpe.weight"][12] = math.inf
+    save_file(broken, run.path / "model.safetensors", metadata={"format": "pt"})
+    settings = [f"model={{from: {run.path}}}", "tokenizer=null", "train.on_nonfinite=skip"]
+    with pytest.raises(TrainingError, match=r"step 4: .* and so were those of the 3 steps before"):
+        tiny_run(tmp_path, "clm", *settings, name="second")
+
+
+def test_a_jump_of_the_loss_is_said_and_can_be_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One document of noise among many that are alike, met after the loss has become steady."""
+    corpus = tmp_path / "corpus.jsonl"
+    lines = [json.dumps({"text": "the cat sat on the mat, " * (1 + number % 2)}) for number in range(800)]
+    lines[400] = json.dumps({"text": "zq!xj;vk?wy:zq!xj;vk?wy:zq!xj;vk?wy:zq!xj;vk?wy"})
+    corpus.write_text("\n".join(lines))
+    settings = [
+        *("tokenizer={algorithm: char}", "data.validation=0%", "train.duration=400", "train.batch_size=2", "seed=3"),
+        *("checkpoints={every: 1, keep: 400}", "optimizer.lr=3e-3", "evaluation.every=100%", "train.log_every=7"),
+    ]
+    run = tiny_run(tmp_path, "clm", *settings, name="said")
+    said = [record.message for record in caplog.records if "the loss jumped" in record.message]
+    assert said
+    assert run.report()["loss_spikes"] == len(said)
+    step = int(said[0].split(":")[0].removeprefix("step "))
+    assert step > SPIKE_STEPS
+
+    def checkpoint(run: Run, step: int) -> Path:
+        return run.checkpoints / f"step-{step:08d}"
+
+    assert not same_checkpoints(checkpoint(run, step - 1), checkpoint(run, step))
+    leaving = tiny_run(tmp_path, "clm", *settings, "train.skip_spikes=true", name="left-out")
+    assert same_checkpoints(checkpoint(run, step - 1), checkpoint(leaving, step - 1))
+    assert same_checkpoints(checkpoint(leaving, step - 1), checkpoint(leaving, step))
+    assert not same_checkpoints(checkpoint(leaving, step), checkpoint(leaving, step + 1))
+
+
+def test_what_counts_as_a_jump() -> None:
+    """Six deviations above the mean of 128 losses; nothing before there are so many, and not again once it lasts."""
+    guard = Guard(Train(skip_spikes=True), torch.device("cpu"), scaled=False)
+    norm = torch.tensor(1.0)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(SPIKE_STEPS - 1):
+        assert guard.judge(2 + 0.1 * torch.randn((), generator=generator), norm).tolist() == [0, 0, 0]
+    assert guard.judge(torch.tensor(9.0), norm).tolist() == [0, 0, 0], "too early to know"
+    for _ in range(SPIKE_STEPS):
+        guard.judge(2 + 0.1 * torch.randn((), generator=generator), norm)
+    assert guard.judge(torch.tensor(2.5), norm).tolist() == [0, 0, 0]
+    again = Guard(Train(skip_spikes=True), torch.device("cpu"), scaled=False)
+    again.remember(guard.recent_losses())
+    for each in (guard, again):
+        assert each.judge(torch.tensor(3.0), norm).tolist() == [0, 1, 1]
+        assert each.judge(torch.tensor(math.nan), norm).tolist() == [1, 0, 1]
+        assert each.judge(torch.tensor(2.0), torch.tensor(math.inf)).tolist() == [1, 0, 1]
+    assert sum(int(guard.judge(torch.tensor(3.0), norm)[1]) for _ in range(SPIKE_STEPS)) < 10

@@ -1,0 +1,132 @@
+"""Signals at any point: at once where there is nothing to save, after the step else, and exactly gone on from."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import Command
+from tiny import metrics, same_weights, tiny_recipe, tiny_run, weights, write_corpus
+
+from hfpretrain.errors import Stopped
+from hfpretrain.recipe import dump, load
+from hfpretrain.run import Run
+from hfpretrain.training.loop import train
+
+
+def started(recipe: Path, **environment: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "hfpretrain", "train", str(recipe)]
+    return subprocess.Popen(command, cwd=recipe.parent, env=os.environ | environment, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_while_data_is_prepared_ends_it_at_once(tmp_path: Path, number: signal.Signals) -> None:
+    """It would take minutes; nothing is left behind, and no run that would ask for --resume."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "objective: clm\ntokenizer: {algorithm: byte}\ndata: {sources: [{builtin: everyday, size: 500MB}]}\n"
+    )
+    cache = tmp_path / "cache"
+    with started(recipe, HFPRETRAIN_CACHE=str(cache)) as process:
+        while not list(cache.glob("tokens/.building-*/tokens.bin")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(number)
+        assert process.stderr
+        said = process.stderr.read()
+    assert process.returncode == 128 + number, said
+    assert said.splitlines()[-1] == f"error: stopped by signal {number:d}; there was nothing to save"
+    assert not list(cache.glob("tokens/*")) + list(cache.glob("tokens/.*"))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_signal_ends_what_python_does_not_hear(tmp_path: Path) -> None:
+    """In the midst of a library's code that knows no signals."""
+    code = """
+import hashlib, os, signal, threading
+from hfpretrain.training import signals
+signals.GRACE_SECONDS = 0.1
+with signals.stop_on_signals():
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False, timeout=60)
+    assert done.returncode == 128 + signal.SIGTERM
+
+
+def test_a_signal_during_an_evaluation(tmp_path: Path, hfpretrain: Command) -> None:
+    """The evaluation is given up for it, and made first of all when the run goes on."""
+    write_corpus(tmp_path / "corpus.jsonl", documents=3000)
+    settings = ["data.validation=80%", "train.micro_batch_size=1", "train.duration=8", "evaluation.every=6"]
+    file = tmp_path / "recipe.yaml"
+    file.write_text(dump(tiny_recipe(tmp_path, "mlm", *settings, name="stopped")))
+    with started(file) as process:
+        assert process.stderr
+        for line in process.stderr:
+            if line.startswith("step 6/"):
+                break
+        process.send_signal(signal.SIGTERM)
+        said = process.stderr.read()
+    assert process.returncode == 128 + signal.SIGTERM, said
+    assert "stopped by signal 15 after step 6; the run is saved" in said
+    run = Run(tmp_path / "runs" / "stopped")
+    assert "validation_loss" not in metrics(run)[-1], "the signal came too late to be one during the evaluation"
+    assert hfpretrain("train", file, "--resume").returncode == 0
+    whole = tiny_run(tmp_path, "mlm", *settings, name="whole")
+    assert metrics(run) == metrics(whole)
+    assert same_weights(weights(run), weights(whole))
+
+
+def test_the_evaluation_at_the_end_is_made_up_for(tmp_path: Path) -> None:
+    """A signal while the last evaluation goes on: here before it begins, which is the same to it."""
+    whole = tiny_run(tmp_path, "clm", name="whole")
+    recipe = tiny_recipe(tmp_path, "clm", name="stopped")
+    hear_after(13)
+    with pytest.raises(Stopped, match="after step 12"):
+        train(recipe)
+    run = train(recipe, resume=True)
+    assert metrics(run) == metrics(whole)
+    assert run.report()["validation_loss"] == whole.report()["validation_loss"]
+
+
+def hear_after(lines: int) -> None:
+    """Sends a signal to this process when so many lines are written to metrics.jsonl.
+
+    The line is written by Python, which raises an audit event for it; hooks cannot be taken away, so each acts once.
+    """
+    left = [lines]
+
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "open" and left and str(arguments[0]).endswith("metrics.jsonl") and arguments[1] == "a":
+            left[0] -= 1
+            if not left[0]:
+                left.clear()
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    sys.addaudithook(hook)
+
+
+def test_the_time_of_a_job_is_kept(tmp_path: Path) -> None:
+    """train.max_time ends as a signal does, SIGALRM's, and --resume goes on."""
+    settings = ["train.duration=100000", "train.log_every=1000", "evaluation.every=50%", "checkpoints.every=50%"]
+    recipe = tiny_recipe(tmp_path, "clm", *settings, "train.max_time=0.15 minutes")
+    began = time.monotonic()
+    with pytest.raises(Stopped, match=r"train\.max_time is over after step \d+; the run is saved") as stop:
+        train(recipe)
+    assert stop.value.exit_status == 128 + signal.SIGALRM
+    assert time.monotonic() - began >= 9
+    run = Run(Path(recipe.output_dir))
+    (checkpoint,) = run.checkpoints.iterdir()
+    assert load(run.recipe_file).train.max_time == recipe.train.max_time
+    assert int(checkpoint.name.removeprefix("step-")) > 0
+
+
+def test_stopping_after_a_step(tmp_path: Path) -> None:
+    whole = tiny_run(tmp_path, "clm", name="whole")
+    recipe = tiny_recipe(tmp_path, "clm", name="stopped")
+    with pytest.raises(Stopped, match="after step 7"):
+        train(recipe, stop_after=7)
+    assert same_weights(weights(train(recipe, resume=True)), weights(whole))
