@@ -81,9 +81,8 @@ def replay(path: Path, steps: int) -> Iterator[Finding]:
             hint="only a duration in steps, tokens, words or epochs says the same every time",
         )
     last = int(max((line["step"] for line in run.metrics()), default=0))
-    starts = {
-        int(each.name.removeprefix("step-")): each for each in list_checkpoints(run.checkpoints) if not damage(each)
-    }
+    whole = [each for each in list_checkpoints(run.checkpoints) if not damage(each)]
+    starts = {int(each.name.removeprefix("step-")): each for each in whole}
     usable = [step for step in starts if step < last]
     if not usable:
         raise RunError(

@@ -58,8 +58,8 @@ def test_damage_is_found_and_is_the_exit_status(tmp_path: Path, hfpretrain: Comm
         content = bytearray(file.read_bytes())
         content[len(content) // 2] ^= 1
         file.write_bytes(content)
-    with run.metrics_file.open("a") as file:
-        file.write('{"step": 12, "lo')
+    with run.metrics_file.open("a") as lines_file:
+        lines_file.write('{"step": 12, "lo')
     done = hfpretrain("verify", run.path)
     assert done.returncode == 1, done.stderr
     lines = {line[:28].strip(): line[28:].strip() for line in done.stdout.splitlines()}
@@ -73,7 +73,7 @@ def test_what_cannot_be_verified(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="is not a run"):
         list(verify(tmp_path))
     timed = tiny_run(tmp_path, "clm", "train.duration=0.01 minutes", name="timed")
-    with pytest.raises(RunError, match="its train.duration is a time"):
+    with pytest.raises(RunError, match=r"its train\.duration is a time"):
         list(replay(timed.path, 2))
     run = tiny_run(tmp_path, "clm")
     shutil.rmtree(run.checkpoints / "step-00000010")

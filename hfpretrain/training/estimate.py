@@ -69,8 +69,8 @@ def _seconds_per_step(session: Session) -> float:
     seconds: list[float] = []
     for step, (micro_batches, targets) in zip(range(TRIED_STEPS), upcoming(session, 0), strict=False):
         began = time.perf_counter()
-        loss, _, _ = train_step(session, step, micro_batches, targets, 1e-6)
-        loss.item()
+        outcome = train_step(session, step, micro_batches, targets, 1e-6)
+        outcome[0].item()
         seconds.append(time.perf_counter() - began)
         if agreed(session.accelerator, sum(seconds)) > TRIED_SECONDS and step:
             break
