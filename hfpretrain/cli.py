@@ -13,7 +13,7 @@ import typer
 
 from hfpretrain.cli_models import load_model, print_next_words, vars_of
 from hfpretrain.errors import HFPretrainError
-from hfpretrain.process import CurrentStderr, leave, prepare_environment
+from hfpretrain.process import CurrentStderr, follow_launcher, leave, prepare_environment
 from hfpretrain.training.signals import StopNow, stop_on_signals
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def train(
     from hfpretrain.recipe import load
 
     with stop_on_signals():  # from here on: importing the libraries takes seconds
+        follow_launcher()
         loaded = load(recipe, overrides or [])
         prepare_environment()
         from hfpretrain.training.loop import train

@@ -1,9 +1,16 @@
 """The process that the command line runs in: what libraries read when they are imported, stderr, and how it ends."""
 
+import contextlib
+import ctypes
 import logging
 import os
+import signal
 import sys
 from typing import NoReturn
+
+PR_SET_PDEATHSIG = 1
+"""Of prctl(2)."""
+LAUNCHER_ENDED: int | None = getattr(signal, "SIGRTMIN", None) if sys.platform == "linux" else None
 
 
 def prepare_environment() -> None:
@@ -20,6 +27,23 @@ def prepare_environment() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its warnings show signed addresses
     os.environ.setdefault("TQDM_DISABLE", "1")
+
+
+def follow_launcher() -> None:
+    """Has Linux send LAUNCHER_ENDED to this process when the launcher that started it ends before it.
+
+    `accelerate launch` does not pass on the signal that ends it, and a launcher that is killed cannot: its processes
+    would train on, unseen, and hold the devices. A signal of its own, since the launcher may end of the same SIGTERM
+    that came here, which must not count as a second one.
+    """
+    launched = "TORCHELASTIC_RUN_ID" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
+    if not launched or LAUNCHER_ENDED is None:
+        return
+    launcher = os.getppid()
+    with contextlib.suppress(OSError, AttributeError):  # a C library without it
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, LAUNCHER_ENDED)
+    if os.getppid() != launcher:  # it has ended meanwhile
+        os.kill(os.getpid(), LAUNCHER_ENDED)
 
 
 class CurrentStderr(logging.Handler):

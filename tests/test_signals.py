@@ -130,3 +130,22 @@ def test_stopping_after_a_step(tmp_path: Path) -> None:
     with pytest.raises(Stopped, match="after step 7"):
         train(recipe, stop_after=7)
     assert same_weights(weights(train(recipe, resume=True)), weights(whole))
+
+
+def test_a_launcher_that_ends_stops_its_run(tmp_path: Path) -> None:
+    """`accelerate launch` dies of a signal without passing it on; what it started saves and ends all the same."""
+    settings = ["train.duration=100000", "evaluation.every=50%", "checkpoints.every=50%", "train.log_every=10"]
+    file = tmp_path / "recipe.yaml"
+    file.write_text(dump(tiny_recipe(tmp_path, "clm", *settings, name="stopped")))
+    launch = ["accelerate.commands.launch", "--cpu", "--num_processes=1", "-m", "hfpretrain", "train", str(file)]
+    metrics_file = tmp_path / "runs" / "stopped" / "metrics.jsonl"
+    with subprocess.Popen([sys.executable, "-m", *launch], cwd=tmp_path, stderr=subprocess.PIPE, text=True) as launcher:
+        while not metrics_file.exists():
+            assert launcher.poll() is None
+            time.sleep(0.01)
+        launcher.send_signal(signal.SIGTERM)
+        assert launcher.stderr
+        said = launcher.stderr.read()  # until the last process that holds it has ended
+    assert launcher.returncode in (-signal.SIGTERM, 128 + signal.SIGTERM)
+    assert "stopped by signal 15 after step" in said
+    assert list((tmp_path / "runs" / "stopped" / "checkpoints").glob("step-*"))

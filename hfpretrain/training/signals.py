@@ -11,6 +11,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
+
+from hfpretrain.process import LAUNCHER_ENDED
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +53,7 @@ class StopRequest:
 def stop_on_signals(*, after_step: int | None = None, seconds: float | None = None) -> Iterator[StopRequest]:
     """Hears the signals while the block runs; after `seconds` SIGALRM is sent. Other threads hear no signals."""
     request = StopRequest(after_step)
-    before = {}
+    before: dict[int, Any] = {}
 
     def note(number: int, frame: FrameType | None) -> None:
         request.signal = number
@@ -65,8 +68,15 @@ def stop_on_signals(*, after_step: int | None = None, seconds: float | None = No
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
+
+    def launcher_ended(number: int, frame: FrameType | None) -> None:
+        if request.signal is None:
+            note(signal.SIGTERM, frame)
+
     for each in SIGNALS:
         before[each] = signal.signal(each, note)
+    if LAUNCHER_ENDED is not None:
+        before[LAUNCHER_ENDED] = signal.signal(LAUNCHER_ENDED, launcher_ended)
     if seconds is not None:
         signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
