@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import LLAMA, metrics, tiny_recipe, tiny_run, weights
 
-from hfpretrain.errors import TrainingError
+from hfpretrain.errors import Stopped, TrainingError
 from hfpretrain.recipe import Train
 from hfpretrain.run import Run
 from hfpretrain.training.guard import SPIKE_STEPS, Guard
@@ -89,31 +90,38 @@ def test_more_than_three_in_a_row_end_the_run(tmp_path: Path) -> None:
         tiny_run(tmp_path, "clm", *settings, name="second")
 
 
-def test_a_jump_of_the_loss_is_said_and_can_be_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """One document of noise among many that are alike, met after the loss has become steady."""
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_jump_of_the_loss_is_said_and_can_be_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, skip: bool
+) -> None:
+    """One document of noise among many that are alike, met again after the loss has become steady."""
     corpus = tmp_path / "corpus.jsonl"
-    lines = [json.dumps({"text": "the cat sat on the mat, " * (1 + number % 2)}) for number in range(800)]
-    lines[400] = json.dumps({"text": "zq!xj;vk?wy:zq!xj;vk?wy:zq!xj;vk?wy:zq!xj;vk?wy"})
+    lines = [json.dumps({"text": "the cat sat on the mat, " * (1 + number % 2)}) for number in range(330)]
+    lines[40] = json.dumps({"text": "zq!xj;vk?wy:zq!xj;vk?wy:zq!xj;vk?wy:zq!xj;vk?wy"})
     corpus.write_text("\n".join(lines))
     settings = [
-        *("tokenizer={algorithm: char}", "data.validation=0%", "train.duration=400", "train.batch_size=2", "seed=3"),
-        *("checkpoints={every: 1, keep: 400}", "optimizer.lr=3e-3", "evaluation.every=100%", "train.log_every=7"),
+        *("tokenizer={algorithm: char}", "data.validation=0%", "train.duration=180", "train.batch_size=2", "seed=10"),
+        *("optimizer.lr=1e-2", "evaluation.every=100%", "checkpoints.every=100%", "train.log_every=7"),
+        f"train.skip_spikes={str(skip).lower()}",
     ]
     run = tiny_run(tmp_path, "clm", *settings, name="said")
     said = [record.message for record in caplog.records if "the loss jumped" in record.message]
     assert said
+    assert all(("its update is left out" in sentence) == skip for sentence in said)
     assert run.report()["loss_spikes"] == len(said)
     step = int(said[0].split(":")[0].removeprefix("step "))
     assert step > SPIKE_STEPS
-
-    def checkpoint(run: Run, step: int) -> Path:
-        return run.checkpoints / f"step-{step:08d}"
-
-    assert not same_checkpoints(checkpoint(run, step - 1), checkpoint(run, step))
-    leaving = tiny_run(tmp_path, "clm", *settings, "train.skip_spikes=true", name="left-out")
-    assert same_checkpoints(checkpoint(run, step - 1), checkpoint(leaving, step - 1))
-    assert same_checkpoints(checkpoint(leaving, step - 1), checkpoint(leaving, step))
-    assert not same_checkpoints(checkpoint(leaving, step), checkpoint(leaving, step + 1))
+    recipe = tiny_recipe(tmp_path, "clm", *settings, name="again")
+    for number in (step - 1, step, step + 1):
+        with pytest.raises(Stopped):
+            train(recipe, resume=True, stop_after=number)
+        (tmp_path / f"step-{number}").mkdir()
+        for file in ("model.safetensors", "optimizer.bin"):
+            shutil.copy(
+                run.path.with_name("again") / "checkpoints" / f"step-{number:08d}" / file, tmp_path / f"step-{number}"
+            )
+    assert same_checkpoints(tmp_path / f"step-{step - 1}", tmp_path / f"step-{step}") == skip
+    assert not same_checkpoints(tmp_path / f"step-{step}", tmp_path / f"step-{step + 1}")
 
 
 def test_what_counts_as_a_jump() -> None:

@@ -59,7 +59,7 @@ with signals.stop_on_signals():
 
 def test_a_signal_during_an_evaluation(tmp_path: Path, hfpretrain: Command) -> None:
     """The evaluation is given up for it, and made first of all when the run goes on."""
-    write_corpus(tmp_path / "corpus.jsonl", documents=3000)
+    write_corpus(tmp_path / "corpus.jsonl", documents=500)
     settings = ["data.validation=80%", "train.micro_batch_size=1", "train.duration=8", "evaluation.every=6"]
     file = tmp_path / "recipe.yaml"
     file.write_text(dump(tiny_recipe(tmp_path, "mlm", *settings, name="stopped")))
