@@ -18,8 +18,8 @@ from hfpretrain.evaluation import Evaluated, evaluate
 from hfpretrain.modeling.objective import IGNORED, MicroBatch
 from hfpretrain.recipe import Recipe, load, to_mapping
 from hfpretrain.run import Run
-from hfpretrain.training.begin import Progress, begin, begin_pushing
-from hfpretrain.training.checkpoint import save_checkpoint
+from hfpretrain.training.begin import Progress, begin, begin_pushing, open_metrics
+from hfpretrain.training.checkpoint import save_checkpoint, saved_bytes
 from hfpretrain.training.console import Display
 from hfpretrain.training.finish import finish
 from hfpretrain.training.metrics import Metrics, Window
@@ -117,7 +117,7 @@ def run_loop(session: Session, request: StopRequest) -> Publisher | None:
         raise Stopped(f"stopped by signal {request.signal} before the first step", signal=request.signal)
     at, checkpoint = begin(session)
     publisher = begin_pushing(session, at, checkpoint)
-    metrics = Metrics(session.run.metrics_file, accelerator, session.phases, at.window, at.steady, upto_step=at.step)
+    metrics = open_metrics(session, at)
     origin = time.monotonic() - at.seconds
     done = plan.done(at.step, at.seconds)
     try:
@@ -161,8 +161,15 @@ def save_now(session: Session, metrics: Metrics, publisher: Publisher | None, at
     """Saves a checkpoint, and has it pushed where the recipe says so."""
     at.window, at.steady = finite_window(metrics, at.step), metrics.steady
     at.data, at.micro_batch_size = session.batches.fingerprint, session.micro_batch_size
-    keep = session.recipe.checkpoints.keep
-    saved = save_checkpoint(session.run.checkpoints, session.accelerator, session.tokenizer, at.as_dict(), keep=keep)
+    at.unsafe_lines = metrics.save()  # before the checkpoint: after a power loss no line up to it is missing
+    saved = save_checkpoint(
+        session.run.checkpoints,
+        session.accelerator,
+        session.tokenizer,
+        at.as_dict(),
+        keep=session.recipe.checkpoints.keep,
+        needed=saved_bytes(session.model, session.optimizers),
+    )
     if publisher and at.branch:
         publisher.offer(saved, at.branch)
     metrics.restart_clock()
