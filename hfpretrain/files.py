@@ -106,7 +106,7 @@ def lack_of_room(folder: Path, needed: int) -> str | None:
     free = free_bytes(folder)
     if free >= ROOM * needed:
         return None
-    return f"it needs {megabytes(ROOM * needed)} free, twice what is written, and {megabytes(free)} are"
+    return f"it needs {size_in_words(ROOM * needed)} free, twice what is written, and {size_in_words(free)} are"
 
 
 def free_bytes(folder: Path) -> int:
@@ -116,8 +116,8 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def megabytes(count: float) -> str:
-    return f"{count / 1e6:,.1f} MB"
+def size_in_words(count: float) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def make_folder(folder: Path) -> None:

@@ -176,8 +176,6 @@ def test_a_folder_of_another_step_is_seen(
 @pytest.mark.parametrize(
     ("objective", "name", "how"),
     [
-        ("clm", "optimizer.bin", "missing"),
-        ("mlm", "model.safetensors", "middle"),
         ("clm", "progress.json", "other"),
         ("mlm", MANIFEST, "half"),
     ],

@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase
 from hfpretrain.data.encoding import Encoder, Piece
 from hfpretrain.data.sources import Document, OpenSource
 from hfpretrain.errors import DataError, StorageError
-from hfpretrain.files import bytes_below, free_bytes, lack_of_room, megabytes
+from hfpretrain.files import bytes_below, free_bytes, lack_of_room, size_in_words
 
 log = logging.getLogger(__name__)
 
@@ -105,8 +105,8 @@ def prepare(
         return _commit(building, folder)
     except OSError as error:
         free = free_bytes(stores) + bytes_below(building)
-        room = f"{source.key} needs about {megabytes(needed)}, and {megabytes(free)} are free there"
-        raise StorageError(f"{said}: {error.strerror or error}; {room}", hint=hint) from error
+        room = f"{source.key} needs about {size_in_words(needed)}, and {size_in_words(free)} are free there"
+        raise StorageError(f"{said} ({error.strerror or error}): {room}", hint=hint) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
 

@@ -20,7 +20,7 @@ from accelerate.utils import gather_object
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfpretrain.errors import CheckpointError
-from hfpretrain.files import bytes_below, commit_folder, free_bytes, lack_of_room, make_folder, megabytes, remove
+from hfpretrain.files import bytes_below, commit_folder, free_bytes, lack_of_room, make_folder, remove, size_in_words
 from hfpretrain.run import PROGRESS, list_checkpoints
 
 log = logging.getLogger(__name__)
@@ -95,8 +95,8 @@ def written_by_all(accelerator: Accelerator, what: str, beside: Path, needed: in
     except Exception as error:  # tokenizers raises no class of its own for a full disk
         cause = error
         free = free_bytes(beside.parent) + bytes_below(beside)
-        room = f"it needs about {megabytes(needed)}, and {megabytes(free)} are free there"
-        failure = (f"{what} could not be written: {reason(error)}; {room}", MAKE_ROOM)
+        room = f"it needs about {size_in_words(needed)}, and {size_in_words(free)} are free there"
+        failure = (f"{what} could not be written ({reason(error)}): {room}", MAKE_ROOM)
     failures = [each for each in gather_object([failure]) if each]
     if failures:
         if accelerator.is_main_process:
