@@ -13,11 +13,11 @@ ROOM = 2
 """So many times what is to be written has to be free: other things are written to a disk, too."""
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, content: str | bytes) -> None:
     """Writes a small file so that it is there whole or not at all."""
     beside = path.with_name(f".{path.name}.partial")
     try:
-        beside.write_text(text, encoding="utf-8")
+        beside.write_bytes(content.encode() if isinstance(content, str) else content)
         flush(beside)
         beside.rename(path)
     except OSError:

@@ -112,6 +112,36 @@ def test_a_disk_that_is_full_only_when_it_is_flushed(
     goes_on(run, whole)
 
 
+def test_the_order_in_which_a_checkpoint_becomes_one(
+    whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Metrics up to it, its files and its folder are on the disk before it has its name, and older ones go last."""
+    run = as_of(8, whole, tmp_path)
+    run.recipe_file.write_text(run.recipe_file.read_text().replace("keep: 3", "keep: 2"))
+    events: list[str] = []
+    real_fsync, real_rename = os.fsync, Path.rename
+
+    def fsync(descriptor: int) -> None:
+        events.append(f"flush {Path(f'/proc/self/fd/{descriptor}').readlink().relative_to(run.path)}")
+        real_fsync(descriptor)
+
+    def rename(path: Path, target: Path) -> Path:
+        events.append(f"rename {path.name} {target.name}")
+        return real_rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "rename", rename)
+    train(load(run.recipe_file), resume=True)
+    place, beside = "step-00000012", "checkpoints/.step-00000012.partial"
+    named = events.index(f"rename .{place}.partial {place}")
+    files = [path.name for path in (run.checkpoints / place).iterdir()]
+    written = {"flush metrics.jsonl", f"flush {beside}", *(f"flush {beside}/{name}" for name in files)}
+    assert written <= set(events[:named])
+    assert events.index("flush metrics.jsonl") < events.index(f"flush {beside}/optimizer.bin")
+    assert events[named + 1 : named + 3] == ["flush checkpoints", "rename step-00000004 .step-00000004.removed"]
+    assert list_of(run) == ["step-00000008", "step-00000012"]
+
+
 def test_the_final_model_meets_a_full_disk(whole: Run, tmp_path: Path) -> None:
     run = as_of(12, whole, tmp_path)
     before = state(run)
