@@ -5,6 +5,7 @@ Its last line carries a hash of the rest, so that a card that somebody edited is
 """
 
 import hashlib
+import io
 import json
 import logging
 import re
@@ -272,4 +273,6 @@ def _draw_curve(run: Run, report: dict[str, Any]) -> None:
         spine.set_color(GREY)
     if axes.lines:
         axes.legend(frameon=False, labelcolor=GREY)
-    figure.savefig(run.curve_file, transparent=True)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", transparent=True)
+    write_whole(run.curve_file, picture.getvalue())

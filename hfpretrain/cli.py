@@ -259,10 +259,10 @@ def verify(
     with stop_on_signals():
         for finding in verify.verify(run):
             findings.append(finding)
-            typer.echo(f"{finding.what:<28} {finding.found}")
+            typer.echo(f"{finding.what:<36} {finding.found}")
         for finding in verify.replay(run, replay) if replay else ():
             findings.append(finding)
-            typer.echo(f"{finding.what:<28} {finding.found}")
+            typer.echo(f"{finding.what:<36} {finding.found}")
     if not all(finding.good for finding in findings):
         leave(1)
 

@@ -52,6 +52,10 @@ class CheckpointError(HFPretrainError):
     """A checkpoint cannot be written or read."""
 
 
+class StorageError(HFPretrainError):
+    """What is prepared cannot be kept: a disk is full, or fails."""
+
+
 class TrainingError(HFPretrainError):
     """Training cannot go on."""
 

@@ -1,54 +1,162 @@
-"""Files and folders that are there whole or not at all, and the manifest by which damage is seen."""
+"""Files and folders that are there whole or not at all, the manifest by which damage is seen, and room on the disk."""
 
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 MANIFEST = "manifest.json"
+ROOM = 2
+"""So many times what is to be written has to be free: other things are written to a disk, too."""
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, content: str | bytes) -> None:
     """Writes a small file so that it is there whole or not at all."""
     beside = path.with_name(f".{path.name}.partial")
-    beside.write_text(text, encoding="utf-8")
-    flush(beside)
-    beside.rename(path)
+    try:
+        beside.write_bytes(content.encode() if isinstance(content, str) else content)
+        flush(beside)
+        beside.rename(path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
     flush(path.parent)
 
 
 def commit_folder(beside: Path, place: Path) -> None:
-    """Gives the finished folder `beside` a manifest (size and SHA-256 of every file) and the name `place`."""
-    files = sorted(path for path in beside.rglob("*") if path.is_file())
-    manifest = {str(path.relative_to(beside)): {"bytes": path.stat().st_size, "sha256": digest(path)} for path in files}
-    (beside / MANIFEST).write_text(json.dumps({"files": manifest}, indent=1), encoding="utf-8")
-    for path in [*files, beside / MANIFEST, beside]:
-        flush(path)
-    shutil.rmtree(place, ignore_errors=True)
+    """Gives the finished folder `beside` a manifest and then, in one step, the name `place`.
+
+    A whole folder that has the name already stays, and `beside` goes: at no time is there none.
+    """
+    write_manifest(beside, of=place.name)
+    flush_all(beside)
+    if os.path.lexists(place):
+        if damage(place, of=place.name) is None:
+            shutil.rmtree(beside)
+            return
+        remove(place)
     beside.rename(place)
     flush(place.parent)
 
 
-def damage(folder: Path) -> str | None:
-    """What is wrong with a folder that `commit_folder` made, or None if it is whole."""
+def move_files(beside: Path, folder: Path, *, last: str | None = None) -> None:
+    """Moves the files of `beside` into `folder`, each whole or not at all, and `last` when all others are there."""
+    flush_all(beside)
+
+    def rank(path: Path) -> tuple[bool, bool, bool, str]:
+        # Weights after what describes them, their index after its parts, and the manifest after what it vouches for.
+        return path.name == last, path.name == MANIFEST, ".safetensors" in path.name, path.name
+
+    for path in sorted(beside.iterdir(), key=rank):
+        if path.name == last:
+            flush(folder)
+        path.rename(folder / path.name)
+    flush(folder)
+    beside.rmdir()
+
+
+def write_manifest(folder: Path, *, of: str, also: Sequence[Path] = ()) -> None:
+    """Writes down the size and SHA-256 of every file in `folder`, and of those in `also`, and what they are together.
+
+    The manifest holds the SHA-256 of its own content, too.
+    """
+    named = {str(path.relative_to(folder)): path for path in files_below(folder)} | {path.name: path for path in also}
+    named.pop(MANIFEST, None)
+    files = {name: {"bytes": path.stat().st_size, "sha256": digest(path)} for name, path in sorted(named.items())}
+    content = {"of": of, "files": files}
+    text = json.dumps(content | {"sha256": _digest_of(content)}, indent=1)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def damage(folder: Path, *, of: str | None = None, covers: Callable[[str], bool] | None = None) -> str | None:
+    """What is wrong with a folder that has a manifest, or None if it is whole.
+
+    `of` is what the manifest has to be of. With `covers` only the files whose names it takes are looked at.
+    """
+    name = MANIFEST
     try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-        for name, expected in files.items():
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        own = manifest.pop("sha256")
+        if own != _digest_of(manifest):
+            return f"{MANIFEST} is not what was saved"
+        if of is not None and manifest["of"] != of:
+            return f"it is a copy of {manifest['of']}"
+        for name, expected in manifest["files"].items():
             path = folder / name
+            if covers is not None and not covers(name):
+                continue
+            if path.is_dir():
+                return f"{name} is a folder"
             if path.stat().st_size != expected["bytes"] or digest(path) != expected["sha256"]:
                 return f"{name} is not what was saved"
-    except FileNotFoundError as error:
-        return f"{Path(error.filename).name} is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return f"{MANIFEST} cannot be read"
+    except FileNotFoundError:
+        return f"{name} is missing"
+    except OSError as error:
+        return f"{name} cannot be read: {error.strerror or error}"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} is not what was saved"
     return None
+
+
+def lack_of_room(folder: Path, needed: int) -> str | None:
+    """In words, if there is less than twice the bytes that are needed where `folder` is or will be; else None."""
+    free = free_bytes(folder)
+    if free >= ROOM * needed:
+        return None
+    return f"it needs {size_in_words(ROOM * needed)} free, twice what is written, and {size_in_words(free)} are"
+
+
+def free_bytes(folder: Path) -> int:
+    """Free bytes on the disk where `folder` is or will be."""
+    while not folder.is_dir():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def size_in_words(count: float) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder, and those above it, and makes their names durable."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        flush(folder.parent)
+
+
+def remove(path: Path) -> None:
+    """Removes a file, a link or a folder: gone under its name at once, even if killed half-way."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink()
+        return
+    going = path.with_name(f".{path.name}.removed")
+    shutil.rmtree(going, ignore_errors=True)
+    path.rename(going)
+    shutil.rmtree(going)
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All files in a folder and below it."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def bytes_below(folder: Path) -> int:
+    """The size of all files in a folder and below it; 0 if there is none."""
+    return sum(path.stat().st_size for path in files_below(folder))
 
 
 def digest(path: Path) -> str:
     """The SHA-256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest_of(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def flush(path: Path) -> None:
@@ -58,3 +166,9 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def flush_all(folder: Path) -> None:
+    """Makes a folder and all in it durable."""
+    for path in [*folder.rglob("*"), folder]:
+        flush(path)

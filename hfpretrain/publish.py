@@ -172,11 +172,17 @@ def _model_folder(place: Path) -> tuple[Path, Run | None]:
 
 
 def check_whole(folder: Path) -> None:
-    """Raises ModelError or CheckpointError unless the folder holds a model whose files are complete."""
+    """Raises ModelError or CheckpointError unless the folder holds a model whose files are complete.
+
+    Where there is a manifest they also have to be what was saved; the recipe may be edited for the card's sake.
+    """
     from safetensors import SafetensorError, safe_open
 
-    if (folder / MANIFEST).is_file() and (what := damage(folder)):
-        raise CheckpointError(f"{folder} is damaged: {what}", hint="push another checkpoint")
+    if (folder / MANIFEST).is_file() and (what := damage(folder, covers=_is_model_file)):
+        raise CheckpointError(
+            f"{folder} is damaged: {what}",
+            hint=f"push another checkpoint; or, if you changed it on purpose, first remove {folder / MANIFEST}",
+        )
     for path in [*model_files(folder), folder / "README.md"]:
         target = path.resolve()
         # A snapshot in the Hub's cache is made of links to its blobs.

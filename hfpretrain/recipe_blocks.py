@@ -183,8 +183,8 @@ class Checkpoints:
 
     every: Amount = Amount.percent(20)
     """Steps, tokens, epochs, minutes or percent of the run between two checkpoints."""
-    keep: WholeNumber = 2
-    """How many of the newest checkpoints stay."""
+    keep: Annotated[int, Range(minimum=2)] = 2
+    """How many of the newest checkpoints stay; one alone may be damaged."""
 
 
 @dataclass(frozen=True, kw_only=True)

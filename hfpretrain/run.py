@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hfpretrain.errors import CheckpointError, RunError
-from hfpretrain.files import damage
+from hfpretrain.files import MANIFEST, damage, make_folder
 
 log = logging.getLogger(__name__)
 
 State = Literal["empty", "started", "finished"]
+
+PROGRESS = "progress.json"
+"""In a checkpoint: how far the run was."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,16 @@ class Run:
         return self.path / "report.json"
 
     @property
+    def manifest_file(self) -> Path:
+        """Size and SHA-256 of the files of the finished run, but not of its card, which may be edited."""
+        return self.path / MANIFEST
+
+    @property
+    def partial(self) -> Path:
+        """Where the files of tokenizer and finished model are written before they are moved into the run."""
+        return self.path / ".final.partial"
+
+    @property
     def checkpoints(self) -> Path:
         """The folder of checkpoints."""
         return self.path / "checkpoints"
@@ -62,7 +75,7 @@ class Run:
     def create(self) -> None:
         """Makes the directory; RunError where that is not possible."""
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path)
         except OSError as error:
             raise RunError(
                 f"output_dir: {self.path} cannot be created: {error.strerror}", hint="choose another output_dir"
@@ -128,7 +141,15 @@ def step_of(line: str) -> float:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in `folder`, newest first."""
-    return sorted((path for path in folder.glob("step-*") if path.is_dir()), reverse=True)
+    return sorted(folder.glob("step-*"), reverse=True)
+
+
+def checkpoint_damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint, or None if it is whole and of the step that its name says."""
+    what = damage(path, of=path.name)
+    if what is None and path.name != f"step-{json.loads((path / PROGRESS).read_text(encoding='utf-8'))['step']:08d}":
+        return f"{PROGRESS} is of another step"
+    return what
 
 
 def newest_whole(folder: Path) -> Path | None:
@@ -136,16 +157,20 @@ def newest_whole(folder: Path) -> Path | None:
 
     Damaged ones are passed over with a warning. Raises CheckpointError if there are some and none is whole.
     """
-    found = list_checkpoints(folder)
-    for path in found:
-        what = damage(path)
+    damaged: list[str] = []
+    for path in list_checkpoints(folder):
+        what = checkpoint_damage(path)
         if what is None:
+            if damaged:
+                log.warning("checkpoint %s; going back to %s", ", ".join(damaged), path)
             return path
-        log.warning("checkpoint %s is damaged (%s); trying the one before it", path, what)
-    if found:
+        damaged.append(f"{path.name} is damaged ({what})")
+    # Those that an earlier start set aside are of the run as well: without any other it must not begin anew unseen.
+    damaged += [f"{path.name} was set aside before" for path in sorted(folder.glob("damaged-step-*"), reverse=True)]
+    if damaged:
         raise CheckpointError(
-            f"none of the {len(found)} checkpoints in {folder} is whole",
-            hint="start over in another output_dir, or remove this one",
+            f"no checkpoint in {folder} is whole: {', '.join(damaged)}",
+            hint=f"bring a whole one back; or remove {folder} to train from the start, or choose another output_dir",
         )
     return None
 

@@ -13,7 +13,7 @@ from typing import Any
 from hfpretrain.errors import RunError, Stopped
 from hfpretrain.files import MANIFEST, damage, digest
 from hfpretrain.recipe import Checkpoints, Hub, Recipe, load
-from hfpretrain.run import Run, list_checkpoints, step_of
+from hfpretrain.run import Run, checkpoint_damage, list_checkpoints, step_of
 from hfpretrain.training.loop import train
 
 log = logging.getLogger(__name__)
@@ -38,14 +38,14 @@ def verify(path: Path) -> Iterator[Finding]:
     if not run.recipe_file.is_file():
         raise RunError(f"{path} is not a run: it has no {run.recipe_file.name}", hint="give a run directory")
     if (path / MANIFEST).is_file() or run.state == "finished":
-        yield _against_manifest("model", path)
+        yield _against_manifest("finished run", path, damage(path))
     for checkpoint in reversed(list_checkpoints(run.checkpoints)):
-        yield _against_manifest(f"{run.checkpoints.name}/{checkpoint.name}", checkpoint)
+        what = f"{run.checkpoints.name}/{checkpoint.name}"
+        yield _against_manifest(what, checkpoint, checkpoint_damage(checkpoint))
     yield _metrics_in_order(run)
 
 
-def _against_manifest(what: str, folder: Path) -> Finding:
-    problem = damage(folder)
+def _against_manifest(what: str, folder: Path, problem: str | None) -> Finding:
     if problem:
         return Finding(what, f"damaged: {problem}", good=False)
     files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
@@ -81,7 +81,7 @@ def replay(path: Path, steps: int) -> Iterator[Finding]:
             hint="only a duration in steps, tokens, words or epochs says the same every time",
         )
     last = int(max((line["step"] for line in run.metrics()), default=0))
-    whole = [each for each in list_checkpoints(run.checkpoints) if not damage(each)]
+    whole = [each for each in list_checkpoints(run.checkpoints) if not checkpoint_damage(each)]
     starts = {int(each.name.removeprefix("step-")): each for each in whole}
     usable = [step for step in starts if step < last]
     if not usable:

@@ -235,6 +235,10 @@ def test_what_cannot_be_pushed_is_said_before_anything_is_sent(
         shutil.copytree(finished.path, tmp_path / name)
         damage(tmp_path / name / file)
         done = hfpretrain("push", name, "tester/small", **hub.environment())
+        assert done.returncode == 1, done.stderr
+        assert f"{name} is damaged: {file} is" in done.stderr
+        (tmp_path / name / "manifest.json").unlink()  # as a model from elsewhere
+        done = hfpretrain("push", name, "tester/small", **hub.environment())
         assert done.returncode == 2, done.stderr
         assert said in done.stderr
         assert "Traceback" not in done.stderr
@@ -254,7 +258,7 @@ def test_three_checkpoints_as_branches_while_it_trains(
     tmp_path: Path, hub: LoopbackHub, hfpretrain: Command, no_canary: list[str]
 ) -> None:
     """The Hub answers nothing until the run is finished: a training that waited for it would never end."""
-    settings = ["hub={repo_id: tester/run, push: checkpoints}", "checkpoints={every: 4, keep: 1}"]
+    settings = ["hub={repo_id: tester/run, push: checkpoints}", "checkpoints={every: 4, keep: 2}"]
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(dump(tiny_recipe(tmp_path, "clm", *settings)))
     run = Run(tmp_path / "runs" / "tiny")

@@ -50,7 +50,7 @@ IN_PLACE = [
     ("evaluation: {every: 0 steps}", "evaluation.every: must be more than nothing"),
     ("evaluation: {max_tokens: 0}", "evaluation.max_tokens: must be at least 1, not 0"),
     ("checkpoints: {every: 0}", "checkpoints.every: must be more than nothing"),
-    ("checkpoints: {keep: 0}", "checkpoints.keep: must be at least 1, not 0"),
+    ("checkpoints: {keep: 1}", "checkpoints.keep: must be at least 2, not 1"),
     ("optimizer: {lr: 0}", "optimizer.lr: must be above 0, not 0"),
     ("optimizer: {lr: .nan}", "optimizer.lr: must be above 0, not nan"),
     ("optimizer: {lr: .inf}", "optimizer.lr: is too large: inf"),

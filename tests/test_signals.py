@@ -84,7 +84,7 @@ def test_the_evaluation_at_the_end_is_made_up_for(tmp_path: Path) -> None:
     """A signal while the last evaluation goes on: here before it begins, which is the same to it."""
     whole = tiny_run(tmp_path, "clm", name="whole")
     recipe = tiny_recipe(tmp_path, "clm", name="stopped")
-    hear_after(13)
+    hear_after(15)
     with pytest.raises(Stopped, match="after step 12"):
         train(recipe)
     run = train(recipe, resume=True)
@@ -92,15 +92,17 @@ def test_the_evaluation_at_the_end_is_made_up_for(tmp_path: Path) -> None:
     assert run.report()["validation_loss"] == whole.report()["validation_loss"]
 
 
-def hear_after(lines: int) -> None:
-    """Sends a signal to this process when so many lines are written to metrics.jsonl.
+def hear_after(times: int) -> None:
+    """Sends a signal to this process when metrics.jsonl is opened to write so many times.
 
-    The line is written by Python, which raises an audit event for it; hooks cannot be taken away, so each acts once.
+    Python raises an audit event for it; hooks cannot be taken away, so each acts once.
     """
-    left = [lines]
+    left = [times]
 
     def hook(event: str, arguments: tuple[object, ...]) -> None:
-        if event == "open" and left and str(arguments[0]).endswith("metrics.jsonl") and arguments[1] == "a":
+        if event != "open" or not left or not str(arguments[0]).endswith("metrics.jsonl"):
+            return
+        if isinstance(arguments[2], int) and arguments[2] & os.O_WRONLY:
             left[0] -= 1
             if not left[0]:
                 left.clear()

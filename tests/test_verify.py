@@ -9,7 +9,7 @@ from conftest import Command
 from tiny import tiny_recipe, tiny_run
 
 from hfpretrain.errors import RunError
-from hfpretrain.files import commit_folder
+from hfpretrain.files import commit_folder, damage
 from hfpretrain.recipe import dump
 from hfpretrain.run import Run
 from hfpretrain.verify import replay, verify
@@ -25,8 +25,8 @@ def test_a_run_reproduces_bit_for_bit(tmp_path: Path, objective: str, hfpretrain
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*")}
     done = hfpretrain("verify", "runs/run", "--replay", "7")
     assert done.returncode == 0, done.stderr
-    lines = {line[:28].strip(): line[28:].strip() for line in done.stdout.splitlines()}
-    assert lines["model"].startswith("whole: ")
+    lines = {line[:36].strip(): line[36:].strip() for line in done.stdout.splitlines()}
+    assert lines["finished run"].startswith("whole: ")
     assert lines["checkpoints/step-00000010"].startswith("whole: ")
     assert lines["metrics.jsonl"] == "whole: 14 lines, each once and in order"
     assert lines["steps 6 to 12"] == "9 lines of metrics are the same, bit for bit"
@@ -48,6 +48,7 @@ def test_what_does_not_reproduce_is_shown(tmp_path: Path) -> None:
     checkpoint = run.checkpoints / "step-00000010"
     shutil.copytree(other.checkpoints / checkpoint.name, run.checkpoints / "beside")
     (run.checkpoints / "beside" / "manifest.json").unlink()
+    shutil.rmtree(checkpoint)
     commit_folder(run.checkpoints / "beside", checkpoint)
     assert [finding.good for finding in replay(run.path, 2)] == [False, False]
 
@@ -60,10 +61,12 @@ def test_damage_is_found_and_is_the_exit_status(tmp_path: Path, hfpretrain: Comm
         file.write_bytes(content)
     with run.metrics_file.open("a") as lines_file:
         lines_file.write('{"step": 12, "lo')
+    (run.path / "model.safetensors").unlink()
+    assert damage(run.path, covers=lambda name: name.startswith("model")) == "model.safetensors is missing"
     done = hfpretrain("verify", run.path)
     assert done.returncode == 1, done.stderr
-    lines = {line[:28].strip(): line[28:].strip() for line in done.stdout.splitlines()}
-    assert "model.safetensors" in lines["model"]
+    lines = {line[:36].strip(): line[36:].strip() for line in done.stdout.splitlines()}
+    assert lines["finished run"] == "damaged: metrics.jsonl is not what was saved"
     assert lines["checkpoints/step-00000010"] == "damaged: optimizer.bin is not what was saved"
     assert lines["checkpoints/step-00000012"].startswith("whole")
     assert lines["metrics.jsonl"] == "a line cannot be read"

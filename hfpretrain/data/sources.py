@@ -56,6 +56,8 @@ class OpenSource:
     """What identifies the content, as JSON: kind, columns, files with size and time, Hub fingerprint, ..."""
     read: Callable[[Report], Iterator[Row]]
     on_bad_rows: Literal["error", "skip"] = "error"
+    size: int = 0
+    """Bytes of its files, or of its text; about, and 0 if that is not known."""
     skipped: int = field(default=0, init=False)
     """Rows of the last `documents()` that could not be read."""
     blank: int = field(default=0, init=False)
@@ -130,7 +132,11 @@ def _open_builtin(source: Source, key: str) -> OpenSource:
     files = sorted(Path(everyday.__file__).parent.glob("everyday*.py"))
     grammar = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
     fingerprint = {"kind": "builtin", "name": source.builtin, "size": size, "seed": 0, "grammar": grammar}
-    return OpenSource(key, fingerprint, lambda report: ((text,) for text in everyday.documents(size, seed=0)))
+
+    def read(_report: Report) -> Iterator[Row]:
+        return ((text,) for text in everyday.documents(size, seed=0))
+
+    return OpenSource(key, fingerprint, read, size=size)
 
 
 def _open_hub(
@@ -166,6 +172,7 @@ def _open_hub(
         fingerprint | identity | {"revision": dataset._fingerprint},
         lambda report: arrow_rows(table.iter(batch_size=1000), columns, name, report),
         on_bad_rows,
+        size=table.data.nbytes,
     )
 
 
@@ -201,7 +208,7 @@ def _open_files(
             if _size_and_time(path) != stats[path]:
                 raise DataError(f"{path}: the file changed while it was read", hint="start again when it is complete")
 
-    return OpenSource(key, fingerprint, read, on_bad_rows)
+    return OpenSource(key, fingerprint, read, on_bad_rows, size=sum(size for size, _ in stats.values()))
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:

@@ -25,7 +25,8 @@ from transformers import PreTrainedTokenizerBase
 
 from hfpretrain.data.encoding import Encoder, Piece
 from hfpretrain.data.sources import Document, OpenSource
-from hfpretrain.errors import DataError
+from hfpretrain.errors import DataError, StorageError
+from hfpretrain.files import bytes_below, free_bytes, lack_of_room, size_in_words
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,8 @@ FORMAT = 2
 """Of the store's files and of how text becomes tokens; a store of another one is not used."""
 BATCH_PIECES, BATCH_CHARACTERS = 1000, 1_000_000
 _WORD = re.compile(r"\S+")
+TEXT_BYTES_PER_BYTE = 2
+"""A token spells about four bytes of text, and two of them hold it."""
 ABANDONED_AFTER_SECONDS = 24 * 3600
 
 
@@ -69,7 +72,7 @@ def prepare(
     Every document is `tokenizer(text)`, special tokens included, then `end_id` if it does not end with it already. What
     spells a special token in a text ("</s>") is ordinary text. A text of more than 131,072 characters is tokenised in
     pieces, cut where that was seen to change no token. `progress` is called with the UTF-8 bytes done. Raises DataError
-    if the source cannot be read or has no text, or if the cache cannot be written.
+    if the source cannot be read or has no text, or if the cache cannot be made, StorageError if it cannot be written.
     """
     encoder = Encoder(tokenizer, end_id)
     identity = {"format": FORMAT, "source": source.fingerprint, "tokenizer": encoder.identity, "end_id": end_id}
@@ -87,16 +90,23 @@ def prepare(
         )
         return store
     building = stores / f".building-{fingerprint[:16]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    needed = source.size // TEXT_BYTES_PER_BYTE
+    said = f"the token cache {stores} cannot be written"
+    hint = "make room there, or set HFPRETRAIN_CACHE to another folder"
     try:
         building.mkdir(parents=True)
         _remove_abandoned(stores)
+    except OSError as error:
+        raise DataError(f"{said}: {error.strerror or error}", hint=hint) from error
+    try:
+        if lacking := lack_of_room(stores, needed):
+            raise StorageError(f"{said}: for {source.key} {lacking}", hint=hint)
         _write(building, source, encoder, fingerprint, progress)
         return _commit(building, folder)
     except OSError as error:
-        raise DataError(
-            f"the token cache {stores} cannot be written: {error.strerror or error}",
-            hint="make room there, or set HFPRETRAIN_CACHE to another folder",
-        ) from error
+        free = free_bytes(stores) + bytes_below(building)
+        room = f"{source.key} needs about {size_in_words(needed)}, and {size_in_words(free)} are free there"
+        raise StorageError(f"{said} ({error.strerror or error}): {room}", hint=hint) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
 

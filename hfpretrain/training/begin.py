@@ -1,6 +1,7 @@
 """The beginning of a run: where it is, taken from the newest checkpoint or from nothing, and what it says of itself."""
 
 import logging
+import shutil
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,13 @@ from typing import Any
 from hfpretrain.amounts import count, span
 from hfpretrain.errors import RunError
 from hfpretrain.evaluation import Evaluated
-from hfpretrain.files import write_whole
+from hfpretrain.files import move_files, write_whole
 from hfpretrain.recipe import dump
 from hfpretrain.run import newest_whole
 from hfpretrain.training.changes import compare_surroundings, surroundings
-from hfpretrain.training.checkpoint import restore_checkpoint, set_aside_later
+from hfpretrain.training.checkpoint import SMALL_FILES, restore_checkpoint, set_aside_later, written_by_all
 from hfpretrain.training.guard import Judged
-from hfpretrain.training.metrics import Window
+from hfpretrain.training.metrics import Metrics, Window
 from hfpretrain.training.micro_batch import seconds_of
 from hfpretrain.training.publisher import Publisher
 from hfpretrain.training.session import Session
@@ -41,6 +42,8 @@ class Progress:
     """What the last bits depend on beside recipe and data."""
     changes: list[dict[str, Any]] = field(default_factory=list)
     """What was changed on the way, with the step after which it was, where that was allowed."""
+    unsafe_lines: list[str] = field(default_factory=list)
+    """Lines of metrics that could not be written, or not for certain."""
     branch: str | None = None
     """Where this checkpoint is pushed to, if it is."""
 
@@ -92,12 +95,26 @@ def begin(session: Session, *, changes: list[str], allow_changes: bool) -> tuple
     own = recipe.train.batch_size // int(accelerator.num_processes)
     if recipe.train.micro_batch_size == "auto" and progress.micro_batch_size and own % progress.micro_batch_size == 0:
         session.micro_batch_size = progress.micro_batch_size  # dropout depends on it
+    if checkpoint is None and run.recipe_file.exists():
+        log.info("%s has no checkpoint: it starts from the beginning", run.path)
     if accelerator.is_main_process:
         run.create()
-        session.tokenizer.save_pretrained(run.path)
-        write_whole(run.recipe_file, dump(recipe))
+    with written_by_all(accelerator, str(run.path), run.partial, SMALL_FILES):
+        if accelerator.is_main_process:
+            run.manifest_file.unlink(missing_ok=True)  # of an earlier end: it vouches for no file from now on
+            shutil.rmtree(run.partial, ignore_errors=True)
+            session.tokenizer.save_pretrained(run.partial)
+            move_files(run.partial, run.path)
+            write_whole(run.recipe_file, dump(recipe))
     announce(session, progress.step)
     return progress, checkpoint
+
+
+def open_metrics(session: Session, at: Progress) -> Metrics:
+    """The run's metrics, as they were at that step."""
+    file, phases = session.run.metrics_file, session.phases
+    windows = at.window, at.steady
+    return Metrics(file, session.accelerator, phases, *windows, upto_step=at.step, unsafe_lines=at.unsafe_lines)
 
 
 def begin_pushing(session: Session, progress: Progress, checkpoint: Path | None) -> Publisher | None:

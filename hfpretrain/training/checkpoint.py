@@ -1,26 +1,33 @@
 """Checkpoints: a folder that appears whole or not at all, and is read back only if it is whole.
 
 Written beside its place, described by a manifest (size and SHA-256 of every file), flushed to the disk, renamed,
-and only then are older ones removed. Randomness is derived from the seed, so it is not part of a checkpoint.
+and only then are older ones removed. Nothing is trained meanwhile, so that what is written does not change under the
+writing. Randomness is derived from the seed, so it is not part of a checkpoint.
 """
 
 import json
+import logging
+import os
 import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError
+from accelerate.utils import gather_object
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfpretrain.errors import CheckpointError
-from hfpretrain.files import commit_folder, flush
-from hfpretrain.run import list_checkpoints
+from hfpretrain.files import bytes_below, commit_folder, free_bytes, lack_of_room, make_folder, remove, size_in_words
+from hfpretrain.run import PROGRESS, list_checkpoints
 
-PROGRESS = "progress.json"
-UNWRITABLE = (OSError, SafetensorError, RuntimeError)
-"""What the libraries raise when a disk is full."""
+log = logging.getLogger(__name__)
+
+SMALL_FILES = 1_000_000
+"""Bytes of what is saved beside tensors: tokenizer, configuration, progress."""
+MAKE_ROOM = "free some space; then the same command with --resume goes on"
 
 
 def save_checkpoint(
@@ -30,34 +37,94 @@ def save_checkpoint(
     progress: dict[str, Any],
     *,
     keep: int,
+    needed: int,
 ) -> Path:
     """Saves model, tokenizer, optimizer and `progress` as `folder`/step-<progress["step"]>; returns its path.
 
-    Every process calls it. The folder is also a model that from_pretrained loads.
+    Every process calls it. `needed` is about how many bytes it takes. The folder is also a model that from_pretrained
+    loads. Raises CheckpointError on all processes where one could not write; earlier checkpoints are then as before.
     """
     place = folder / f"step-{progress['step']:08d}"
     beside = place.with_name(f".{place.name}.partial")
-    if accelerator.is_main_process:
-        for left in folder.glob(".step-*.partial"):  # by a process that was killed while it saved
-            shutil.rmtree(left)
-        beside.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    try:
+    main = accelerator.is_main_process
+    with written_by_all(accelerator, str(place), beside, needed):
+        if main:
+            if not folder.parent.is_dir():
+                raise CheckpointError(
+                    f"{folder.parent} is gone: it was moved or removed while it was trained in",
+                    hint="move it back and use --resume, or start again",
+                )
+            make_folder(folder)
+            for left in folder.glob(".step-*"):  # by a process that was killed while it saved
+                shutil.rmtree(left)
+            newest = next(iter(list_checkpoints(folder)), None)
+            require_room(str(place), folder, max(needed, bytes_below(newest) if newest else 0))
+            beside.mkdir()
+    with written_by_all(accelerator, str(place), beside, needed):
         accelerator.save_state(str(beside))
-        if accelerator.is_main_process:
+        if main:
             tokenizer.save_pretrained(beside)
             (beside / PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
-    except UNWRITABLE as error:
-        raise CheckpointError(
-            f"{place} could not be written: {error}", hint="free some space, then --resume"
-        ) from error
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        commit_folder(beside, place)
-        for old in list_checkpoints(folder)[keep:]:
-            shutil.rmtree(old)
-    accelerator.wait_for_everyone()
+    with written_by_all(accelerator, str(place), beside, needed):
+        if main:
+            commit_folder(beside, place)
+            prune(folder, keep)
     return place
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Removes all but the newest checkpoints. What cannot be removed stays, which is said."""
+    for old in list_checkpoints(folder)[keep:]:
+        try:
+            remove(old)
+        except OSError as error:
+            log.warning("the old checkpoint %s cannot be removed: %s", old, error.strerror or error)
+
+
+@contextmanager
+def written_by_all(accelerator: Accelerator, what: str, beside: Path, needed: int) -> Iterator[None]:
+    """What all processes write inside, all have written afterwards; or all raise the same CheckpointError.
+
+    So no process waits for one that has failed. What was written to `beside` is gone then.
+    """
+    failure, cause = None, None
+    try:
+        yield
+    except CheckpointError as error:
+        failure = (error.message, error.hint)
+    except Exception as error:  # tokenizers raises no class of its own for a full disk
+        cause = error
+        free = free_bytes(beside.parent) + bytes_below(beside)
+        room = f"it needs about {size_in_words(needed)}, and {size_in_words(free)} are free there"
+        failure = (f"{what} could not be written ({reason(error)}): {room}", MAKE_ROOM)
+    failures = [each for each in gather_object([failure]) if each]
+    if failures:
+        if accelerator.is_main_process:
+            shutil.rmtree(beside, ignore_errors=True)
+        raise CheckpointError(failures[0][0], hint=failures[0][1]) from cause
+
+
+def reason(error: Exception) -> str:
+    """Why a write failed, in one line: libraries add theirs, and traces."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def require_room(what: str, folder: Path, needed: int) -> None:
+    """Raises CheckpointError unless there is room for `needed` bytes in `folder`, where `what` is to be."""
+    if lacking := lack_of_room(folder, needed):
+        raise CheckpointError(f"{what} is not written: {lacking}", hint=MAKE_ROOM)
+
+
+def saved_bytes(model: torch.nn.Module, optimizers: Iterable[torch.optim.Optimizer] = ()) -> int:
+    """About how many bytes a model, and the state of its optimizers, take on the disk."""
+    tensors = list(model.state_dict().values())
+    for optimizer in optimizers:
+        for state in optimizer.state.values():
+            tensors += [value for value in state.values() if isinstance(value, torch.Tensor)]
+    each_once: dict[int, int] = {tensor.data_ptr(): tensor.nbytes for tensor in tensors}  # some are tied
+    return sum(each_once.values()) + SMALL_FILES
 
 
 def set_aside_later(path: Path, accelerator: Accelerator) -> None:
@@ -66,8 +133,10 @@ def set_aside_later(path: Path, accelerator: Accelerator) -> None:
     if accelerator.is_main_process:
         for later in list_checkpoints(path.parent):
             if later.name > path.name:
-                shutil.rmtree(path.with_name(f"damaged-{later.name}"), ignore_errors=True)
-                later.rename(path.with_name(f"damaged-{later.name}"))
+                aside = path.with_name(f"damaged-{later.name}")
+                if os.path.lexists(aside):
+                    remove(aside)
+                later.rename(aside)
 
 
 def restore_checkpoint(path: Path, accelerator: Accelerator, model: torch.nn.Module) -> dict[str, Any]:
@@ -95,23 +164,3 @@ def save_with_transformers(accelerator: Accelerator) -> None:
 
     accelerator.register_save_state_pre_hook(save)
     accelerator.register_load_state_pre_hook(load)
-
-
-def save_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Puts model and tokenizer into the run's root, each file whole or not at all, the weights last."""
-    beside = folder / ".model.partial"
-    shutil.rmtree(beside, ignore_errors=True)
-    try:
-        tokenizer.save_pretrained(beside)
-        model.save_pretrained(beside)
-        files = sorted(beside.iterdir(), key=lambda path: path.suffix == ".safetensors")
-        for path in files:
-            flush(path)
-            path.rename(folder / path.name)
-        flush(folder)
-    except UNWRITABLE as error:
-        raise CheckpointError(
-            f"the model could not be written to {folder}: {error}", hint="free some space, then --resume"
-        ) from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)

@@ -2,7 +2,9 @@
 
 import json
 import logging
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +14,9 @@ from hfpretrain.amounts import span
 from hfpretrain.card import LOCAL, NEUTRAL, write_card
 from hfpretrain.data.blocks import PADDING, Block, BoolArray, IntArray
 from hfpretrain.evaluation import Evaluated
-from hfpretrain.files import write_whole
+from hfpretrain.files import move_files, write_manifest, write_whole
 from hfpretrain.inference import CausalLM, load
-from hfpretrain.run import Run
-from hfpretrain.training.checkpoint import save_model
+from hfpretrain.training.checkpoint import require_room, saved_bytes, written_by_all
 from hfpretrain.training.metrics import Metrics
 from hfpretrain.training.session import Session, utilisation
 
@@ -24,47 +25,77 @@ log = logging.getLogger(__name__)
 SAMPLES = 3
 WORDS, TOKENS = {"clm": 5, "mlm": 12}, 64
 """Of a document that a sample shows: so many words, which are among so many tokens."""
+FINISHED = "finished run"
+"""What the manifest in a finished run is of."""
 LOOKED_AT = 50
 """Blocks in which beginnings of documents are looked for."""
 
 
 def finish(session: Session, metrics: Metrics, step: int, seconds: float, evaluated: Evaluated | None) -> None:
     """Saves the model into the run's root, then report.json, which says that the run is finished, then the card."""
-    accelerator, run, plan = session.accelerator, session.run, session.plan
+    accelerator, run = session.accelerator, session.run
+    needed = saved_bytes(session.model)
+    what = f"the model of {run.path}"
+    with written_by_all(accelerator, what, run.partial, needed):
+        if accelerator.is_main_process:
+            require_room(what, run.path, needed)
+            save_final(session, what_it_came_to(session, metrics, step, seconds, evaluated))
     if accelerator.is_main_process:
-        logged = [line for line in run.metrics() if "loss" in line]
-        tokens = step * plan.tokens_per_step
-        tokens_per_second = logged[-1]["tokens_per_second"] if logged else 0.0  # where only the end was left to do
-        if metrics.seconds_per_step:
-            tokens_per_second = plan.tokens_per_step / metrics.seconds_per_step
-        beginnings = example_texts(session)
-        public = all(source["name"] != LOCAL for source in session.facts["sources"])
-        examples = session.recipe.hub.examples or (beginnings if public else [NEUTRAL[session.recipe.objective]])
-        report = {
-            "state": "finished",
-            **session.facts,
-            "steps": step,
-            "tokens": tokens,
-            "words": round(step * plan.words_per_step),
-            "seconds": round(seconds, 1),
-            "tokens_per_second": round(tokens_per_second, 1),
-            "mfu": round(utilisation(session, tokens_per_second), 4),
-            "flops": session.facts["flops_per_token"] * tokens,
-            "loss": logged[-1]["loss"] if logged else None,
-            **(evaluated.as_dict() if evaluated else {}),
-            "peak_memory_bytes": hardware.peak_memory(accelerator.device),
-            "example": beginnings[0],
-            "mask_token": session.tokenizer.mask_token,
-        }
-        save_model(run.path, accelerator.unwrap_model(session.model, keep_torch_compile=False), session.tokenizer)
-        report["samples"] = samples(run, examples)
-        write_whole(run.report_file, json.dumps(report, indent=1) + "\n")
         try:
             write_card(run)
         except Exception as error:  # the model is there: a picture that cannot be drawn must not fail the run
             log.warning("the model card could not be written (%s: %s); a push tries again", type(error).__name__, error)
         log.info("finished %d steps in %s; the run is in %s", step, span(seconds), run.path)
     accelerator.wait_for_everyone()
+
+
+def save_final(session: Session, report: dict[str, Any]) -> None:
+    """Writes model, tokenizer and report whole beside their place, then moves them there, the report last.
+
+    A run that was killed meanwhile has no report, so that --resume ends it again.
+    """
+    run, model = session.run, session.accelerator.unwrap_model(session.model, keep_torch_compile=False)
+    session.tokenizer.save_pretrained(run.partial)
+    model.save_pretrained(run.partial)
+    beginnings = example_texts(session)
+    public = all(source["name"] != LOCAL for source in session.facts["sources"])
+    examples = session.recipe.hub.examples or (beginnings if public else [NEUTRAL[session.recipe.objective]])
+    report |= {"example": beginnings[0], "samples": samples(run.partial, examples)}
+    write_whole(run.partial / run.report_file.name, json.dumps(report, indent=1) + "\n")
+    also = [file for file in (run.recipe_file, run.metrics_file) if file.is_file() and os.access(file, os.R_OK)]
+    write_manifest(run.partial, of=FINISHED, also=also)
+    move_files(run.partial, run.path, last=run.report_file.name)
+
+
+def what_it_came_to(
+    session: Session, metrics: Metrics, step: int, seconds: float, evaluated: Evaluated | None
+) -> dict[str, Any]:
+    """The report of the run, but for its samples."""
+    run, plan, facts = session.run, session.plan, session.facts
+    lines = run.metrics() if os.access(run.metrics_file, os.R_OK) else []
+    if unsafe := metrics.save():
+        log.warning("lines that could not be written to %s: %d", run.metrics_file, len(unsafe))
+        lines += map(json.loads, unsafe)
+    logged = [line for line in lines if "loss" in line]
+    tokens = step * plan.tokens_per_step
+    tokens_per_second = logged[-1]["tokens_per_second"] if logged else 0.0  # where only the end was left to do
+    if metrics.seconds_per_step:
+        tokens_per_second = plan.tokens_per_step / metrics.seconds_per_step
+    return {
+        "state": "finished",
+        **facts,
+        "steps": step,
+        "tokens": tokens,
+        "words": round(step * plan.words_per_step),
+        "seconds": round(seconds, 1),
+        "tokens_per_second": round(tokens_per_second, 1),
+        "mfu": round(utilisation(session, tokens_per_second), 4),
+        "flops": facts["flops_per_token"] * tokens,
+        "loss": logged[-1]["loss"] if logged else None,
+        **(evaluated.as_dict() if evaluated else {}),
+        "peak_memory_bytes": hardware.peak_memory(session.accelerator.device),
+        "mask_token": session.tokenizer.mask_token,
+    }
 
 
 def example_texts(session: Session) -> list[str]:
@@ -100,11 +131,11 @@ def example_text(session: Session, tokens: IntArray) -> str:
     return " ".join(words)
 
 
-def samples(run: Run, examples: Sequence[str]) -> list[dict[str, Any]]:
+def samples(model: Path, examples: Sequence[str]) -> list[dict[str, Any]]:
     """What the saved model makes of the examples: the proof that it loads, too."""
     found: list[dict[str, Any]] = []
     try:
-        llm = load(run.path, device="cpu")
+        llm = load(model, device="cpu")
         for text in examples:
             if isinstance(llm, CausalLM):
                 found.append({"text": text, "continuation": llm.generate(text, max_new_tokens=24)})

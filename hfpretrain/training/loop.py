@@ -18,9 +18,9 @@ from hfpretrain.evaluation import evaluate
 from hfpretrain.modeling.objective import IGNORED, MicroBatch
 from hfpretrain.recipe import Recipe, load
 from hfpretrain.run import Run
-from hfpretrain.training.begin import Progress, begin, begin_pushing
+from hfpretrain.training.begin import Progress, begin, begin_pushing, open_metrics
 from hfpretrain.training.changes import check_unchanged
-from hfpretrain.training.checkpoint import save_checkpoint
+from hfpretrain.training.checkpoint import save_checkpoint, saved_bytes
 from hfpretrain.training.console import Display
 from hfpretrain.training.finish import finish
 from hfpretrain.training.guard import heed, leave_out
@@ -99,7 +99,7 @@ def run_loop(session: Session, at: Progress, checkpoint: Path | None, request: S
     """
     recipe, plan, accelerator = session.recipe, session.plan, session.accelerator
     publisher = begin_pushing(session, at, checkpoint)
-    metrics = Metrics(session.run.metrics_file, accelerator, session.phases, at.window, at.steady, upto_step=at.step)
+    metrics = open_metrics(session, at)
     origin = time.monotonic() - at.seconds
     done = plan.done(at.step, at.seconds)
     request.nothing_to_save = False
@@ -146,8 +146,15 @@ def save_now(session: Session, metrics: Metrics, publisher: Publisher | None, at
     at.window, at.steady, at.judged = gathered(session, metrics), metrics.steady, session.judged
     at.judged.recent = session.guard.recent_losses()
     at.data, at.micro_batch_size = session.batches.fingerprint, session.micro_batch_size
-    keep = session.recipe.checkpoints.keep
-    saved = save_checkpoint(session.run.checkpoints, session.accelerator, session.tokenizer, at.as_dict(), keep=keep)
+    at.unsafe_lines = metrics.save()  # before the checkpoint: after a power loss no line up to it is missing
+    saved = save_checkpoint(
+        session.run.checkpoints,
+        session.accelerator,
+        session.tokenizer,
+        at.as_dict(),
+        keep=session.recipe.checkpoints.keep,
+        needed=saved_bytes(session.model, session.optimizers),
+    )
     if publisher and at.branch:
         publisher.offer(saved, at.branch)
     metrics.restart_clock()

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from hfpretrain.files import write_whole
-from hfpretrain.run import step_of
 from hfpretrain.training.guard import Step
+from hfpretrain.training.lines import Lines
 
 PHASES = ("data", "forward_backward", "optimizer")
 """What the time of a step is split into; the rest is other."""
@@ -80,19 +79,26 @@ class Metrics:
     """Collects what each step came to on the device, and writes a line when asked."""
 
     def __init__(
-        self, file: Path, accelerator: Accelerator, phases: Phases, window: Window, steady: Window, *, upto_step: int
+        self,
+        file: Path,
+        accelerator: Accelerator,
+        phases: Phases,
+        window: Window,
+        steady: Window,
+        *,
+        upto_step: int,
+        unsafe_lines: Sequence[str] = (),
     ) -> None:
-        self.file, self.accelerator, self.phases, self.window = file, accelerator, phases, window
+        self.accelerator, self.phases, self.window = accelerator, phases, window
+        main = accelerator.is_main_process
+        self.lines = Lines(file, upto_step=upto_step, unsafe=unsafe_lines) if main else None
+        """What the first process writes."""
         self.steady, self.warm, self.last = steady, False, Window()
         """`steady`: steps and seconds of all windows but the first after a start, which warms up."""
         self.clock = time.monotonic()
         self.added: list[tuple[int, int, torch.Tensor]] = []
         self.unheard: list[Step] = []
         """Steps gathered, for `heed` to hear of."""
-        if accelerator.is_main_process and file.exists():
-            # Lines after the checkpoint will be written again.
-            lines = [line for line in file.read_text(encoding="utf-8").splitlines() if step_of(line) <= upto_step]
-            write_whole(file, "".join(line + "\n" for line in lines))
 
     def add(self, step: int, targets: int, outcome: torch.Tensor) -> None:
         """One step, counted from 1: its targets, and what `train_step` returned, all over all processes."""
@@ -137,6 +143,12 @@ class Metrics:
         return window.seconds / window.steps if window.steps else None
 
     def write(self, line: dict[str, Any]) -> None:
-        if self.accelerator.is_main_process:
-            with self.file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+        if self.lines:
+            self.lines.add(json.dumps(line))
+
+    def save(self) -> list[str]:
+        """Makes what was written durable; returns the lines for which that was not possible."""
+        if self.lines is None:
+            return []
+        self.lines.save()
+        return self.lines.unsafe

@@ -1,0 +1,289 @@
+"""Whatever happens to a file of a checkpoint or of a finished run is seen, and a run goes on from what is whole."""
+
+import dataclasses
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Command
+from tiny import metrics, same_weights, tiny_run, weights
+
+from hfpretrain.errors import CheckpointError
+from hfpretrain.files import MANIFEST, commit_folder, damage
+from hfpretrain.inference import MaskedLM
+from hfpretrain.inference import load as load_model
+from hfpretrain.publish import check_whole
+from hfpretrain.recipe import dump, load
+from hfpretrain.run import Run, newest_whole
+from hfpretrain.training.loop import train
+
+SETTINGS = ["checkpoints.every=4", "checkpoints.keep=3"]
+OLD, MIDDLE, NEW = "step-00000004", "step-00000008", "step-00000012"
+ALIKE = ["config.json", "tokenizer.json", "tokenizer_config.json"]
+"""The files that do not change with the step."""
+FILES = [*ALIKE, "model.safetensors", "optimizer.bin", "progress.json", "random_states_0.pkl", MANIFEST]
+MORE = {"clm": ["generation_config.json"], "mlm": []}
+
+
+def flipped(place: float) -> Callable[[Path, Path], None]:
+    """Flips a bit of the byte at that share of the file."""
+
+    def flip(file: Path, _other: Path) -> None:
+        content = bytearray(file.read_bytes())
+        content[round(place * (len(content) - 1))] ^= 1 << len(content) % 8
+        replace(file, bytes(content))
+
+    return flip
+
+
+def replace(file: Path, content: bytes) -> None:
+    """Anew, as the file that is there is linked to others."""
+    file.unlink()
+    file.write_bytes(content)
+
+
+def into_folder(file: Path, _other: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+def into_link(file: Path, _other: Path) -> None:
+    file.unlink()
+    file.symlink_to("nowhere")
+
+
+DAMAGES: dict[str, Callable[[Path, Path], None]] = {
+    "missing": lambda file, _other: file.unlink(),
+    "empty": lambda file, _other: replace(file, b""),
+    "half": lambda file, _other: replace(file, file.read_bytes()[: file.stat().st_size // 2]),
+    "longer": lambda file, _other: replace(file, file.read_bytes() + b"x"),
+    "first": flipped(0),
+    "middle": flipped(0.5),
+    "last": flipped(1),
+    "folder": into_folder,
+    "link": into_link,
+    "other": lambda file, other: replace(file, other.read_bytes()),
+}
+CASES = [
+    (objective, name, how)
+    for objective in ("clm", "mlm")
+    for name in FILES + MORE[objective]
+    for how in DAMAGES
+    if how != "other" or name not in ALIKE + MORE[objective]
+]
+
+
+def test_there_are_enough_cases() -> None:
+    assert len(CASES) >= 150
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    """An undisturbed run of each objective, with three checkpoints."""
+    folder = tmp_path_factory.mktemp("prepared")
+    return {objective: tiny_run(folder, objective, *SETTINGS, name=objective) for objective in ("clm", "mlm")}
+
+
+def linked(run: Run, folder: Path) -> Run:
+    """A copy that costs nothing, as it was when it was killed at its end: its files are replaced, not written to."""
+    shutil.copytree(run.path, folder, copy_function=os.link)
+    for name in ("report.json", "model.safetensors", MANIFEST):
+        (folder / name).unlink()
+    copy = Run(folder)
+    replace(copy.metrics_file, copy.metrics_file.read_bytes())  # which is written to
+    replace(copy.recipe_file, dump(dataclasses.replace(load(run.recipe_file), output_dir=str(folder))).encode())
+    return copy
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    found = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    return [message for message in found if "waiting for data" not in message]
+
+
+@pytest.mark.parametrize(("objective", "name", "how"), CASES)
+def test_every_damage_of_every_file_is_seen(
+    prepared: dict[str, Run], tmp_path: Path, objective: str, name: str, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = linked(prepared[objective], tmp_path / "run").checkpoints
+    assert newest_whole(folder) == folder / NEW
+    assert {path.name for path in (folder / NEW).iterdir()} == {*FILES, *MORE[objective]}
+    DAMAGES[how](folder / NEW / name, folder / MIDDLE / name)
+    assert newest_whole(folder) == folder / MIDDLE
+    (said,) = warnings(caplog)
+    assert NEW in said
+    assert MIDDLE in said
+    if name != MANIFEST:  # of another step, or of nothing, it says something else of every file
+        assert name in said
+
+
+def whole_folder(checkpoints: Path) -> None:
+    shutil.rmtree(checkpoints / NEW)
+    shutil.copytree(checkpoints / OLD, checkpoints / NEW)
+
+
+def all_but(kept: str) -> Callable[[Path], None]:
+    def replace_others(checkpoints: Path) -> None:
+        for path in (checkpoints / OLD).iterdir():
+            if path.name != kept:
+                replace(checkpoints / NEW / path.name, path.read_bytes())
+
+    return replace_others
+
+
+def nothing_in_it(checkpoints: Path) -> None:
+    shutil.rmtree(checkpoints / NEW)
+    (checkpoints / NEW).mkdir()
+
+
+def a_file(checkpoints: Path) -> None:
+    shutil.rmtree(checkpoints / NEW)
+    (checkpoints / NEW).write_text("")
+
+
+def a_link_to_nothing(checkpoints: Path) -> None:
+    shutil.rmtree(checkpoints / NEW)
+    (checkpoints / NEW).symlink_to("nowhere")
+
+
+def an_entry_less(checkpoints: Path) -> None:
+    """A file damaged, and the manifest changed so that it does not speak of it."""
+    file = checkpoints / NEW / MANIFEST
+    manifest = json.loads(file.read_text())
+    del manifest["files"]["optimizer.bin"]
+    replace(file, json.dumps(manifest).encode())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(whole_folder, nothing_in_it, a_file, a_link_to_nothing, an_entry_less),
+        *(all_but(name) for name in (*FILES, "none")),
+    ],
+)
+def test_a_folder_of_another_step_is_seen(
+    prepared: dict[str, Run], tmp_path: Path, change: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = linked(prepared["mlm"], tmp_path / "run").checkpoints
+    change(folder)
+    assert newest_whole(folder) == folder / MIDDLE
+    assert len(warnings(caplog)) == 1
+
+
+@pytest.mark.parametrize(
+    ("objective", "name", "how"),
+    [
+        ("clm", "progress.json", "other"),
+        ("mlm", MANIFEST, "half"),
+    ],
+)
+def test_a_run_goes_back_and_ends_as_if_nothing_had_been(
+    prepared: dict[str, Run], tmp_path: Path, objective: str, name: str, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    resumed = linked(prepared[objective], tmp_path / "run")
+    DAMAGES[how](resumed.checkpoints / NEW / name, resumed.checkpoints / OLD / name)
+    train(load(resumed.recipe_file), resume=True)
+    assert same_weights(weights(prepared[objective]), weights(resumed))
+    assert metrics(prepared[objective]) == metrics(resumed)
+    assert len(warnings(caplog)) == 1
+    kept = sorted(path.name for path in resumed.checkpoints.iterdir())
+    assert kept == [f"damaged-{NEW}", OLD, MIDDLE, NEW], "the damaged one is set aside and counts as none"
+    assert damage(resumed.path) is None
+
+
+def test_the_command_goes_back_over_two_damaged_ones(
+    prepared: dict[str, Run], tmp_path: Path, hfpretrain: Command
+) -> None:
+    resumed = linked(prepared["mlm"], tmp_path / "run")
+    DAMAGES["last"](resumed.checkpoints / NEW / "random_states_0.pkl", Path())
+    DAMAGES["empty"](resumed.checkpoints / MIDDLE / "tokenizer.json", Path())
+    done = hfpretrain("train", "run/recipe.yaml", "--resume")
+    assert done.returncode == 0, done.stderr
+    (said,) = [line for line in done.stderr.splitlines() if "damaged" in line]
+    assert NEW in said
+    assert MIDDLE in said
+    assert said.endswith(f"going back to {resumed.checkpoints / OLD}")
+    assert same_weights(weights(prepared["mlm"]), weights(resumed))
+    assert metrics(prepared["mlm"]) == metrics(resumed)
+
+
+def test_with_none_whole_the_command_says_what_is_there(
+    prepared: dict[str, Run], tmp_path: Path, hfpretrain: Command
+) -> None:
+    run = linked(prepared["clm"], tmp_path / "run")
+    damaged = [(OLD, "config.json", "missing"), (MIDDLE, "optimizer.bin", "half"), (NEW, MANIFEST, "link")]
+    for step, name, how in damaged:
+        DAMAGES[how](run.checkpoints / step / name, Path())
+    before = {path: path.lstat().st_mtime_ns for path in run.path.rglob("*")}
+    done = hfpretrain("train", "run/recipe.yaml", "--resume")
+    assert done.returncode == 1, done.stderr
+    for said in (
+        f"{NEW} is damaged (manifest.json is missing)",
+        f"{MIDDLE} is damaged (optimizer.bin is not what was saved)",
+        f"{OLD} is damaged (config.json is missing)",
+        "hint: ",
+    ):
+        assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "step 1 " not in done.stderr
+    assert {path: path.lstat().st_mtime_ns for path in run.path.rglob("*")} == before, "nothing was touched"
+
+
+def test_damaged_ones_set_aside_do_not_make_a_fresh_start(prepared: dict[str, Run], tmp_path: Path) -> None:
+    folder = linked(prepared["clm"], tmp_path / "run").checkpoints
+    (folder / NEW).rename(folder / f"damaged-{NEW}")
+    shutil.rmtree(folder / OLD)
+    shutil.rmtree(folder / MIDDLE)
+    with pytest.raises(CheckpointError, match=f"damaged-{NEW} was set aside before"):
+        newest_whole(folder)
+
+
+def test_a_whole_checkpoint_is_not_replaced(prepared: dict[str, Run], tmp_path: Path) -> None:
+    """A kill between removing it and renaming the new one would leave none."""
+    folder = linked(prepared["clm"], tmp_path / "run").checkpoints
+    inode = (folder / NEW / "optimizer.bin").stat().st_ino
+    beside = folder / ".beside"
+    shutil.copytree(folder / OLD, beside)
+    commit_folder(beside, folder / NEW)
+    assert (folder / NEW / "optimizer.bin").stat().st_ino == inode
+    assert not beside.exists()
+    DAMAGES["half"](folder / NEW / "optimizer.bin", Path())
+    shutil.copytree(folder / MIDDLE, beside)
+    commit_folder(beside, folder / NEW)
+    assert damage(folder / NEW, of=NEW) is None
+    assert {path.name for path in folder.iterdir()} == {OLD, MIDDLE, NEW}
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_damage_of_a_finished_run_is_seen(prepared: dict[str, Run], tmp_path: Path, how: str) -> None:
+    """Of each file of model, tokenizer, report, recipe and metrics; the card may be edited."""
+    run = prepared["clm"]
+    assert damage(run.path) is None
+    names = set(json.loads((run.path / MANIFEST).read_text())["files"])
+    expected = {*ALIKE, *MORE["clm"], "model.safetensors", "report.json", "recipe.yaml", "metrics.jsonl"}
+    assert names == expected
+    for name in (*names, MANIFEST):
+        shutil.copytree(run.path, tmp_path / name, copy_function=os.link, ignore=lambda *_: ["checkpoints"])
+        other = prepared["mlm"].path / name
+        if other.is_file():
+            DAMAGES[how](tmp_path / name / name, other)
+            assert damage(tmp_path / name) is not None
+
+
+def test_the_card_of_a_finished_run_may_be_edited_and_its_files_not(prepared: dict[str, Run], tmp_path: Path) -> None:
+    shutil.copytree(prepared["mlm"].path, tmp_path / "run")
+    run = Run(tmp_path / "run")
+    run.card_file.write_text("My own words.")
+    run.recipe_file.write_text(run.recipe_file.read_text() + "# for the card\n")
+    check_whole(run.path)
+    config = run.path / "config.json"
+    config.write_text(config.read_text().replace("{", '{"note": "changed on purpose",', 1))
+    with pytest.raises(CheckpointError, match=r"config\.json is not what was saved") as caught:
+        check_whole(run.path)
+    assert f"remove {run.manifest_file}" in str(caught.value.hint)
+    run.manifest_file.unlink()
+    check_whole(run.path)
+    assert isinstance(load_model(run.path), MaskedLM)
