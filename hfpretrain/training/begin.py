@@ -11,7 +11,7 @@ from hfpretrain.evaluation import Evaluated
 from hfpretrain.files import write_whole
 from hfpretrain.recipe import dump
 from hfpretrain.run import newest_whole
-from hfpretrain.training.checkpoint import restore_checkpoint, set_aside_later
+from hfpretrain.training.checkpoint import prune, restore_checkpoint, set_aside_later
 from hfpretrain.training.metrics import Window
 from hfpretrain.training.micro_batch import seconds_of
 from hfpretrain.training.publisher import Publisher
@@ -71,6 +71,7 @@ def begin(session: Session) -> tuple[Progress, Path | None]:
         session.micro_batch_size = progress.micro_batch_size  # dropout depends on it
     if accelerator.is_main_process:
         run.create()
+        prune(run.checkpoints, recipe.checkpoints.keep)  # a kill may have come between saving one and this
         session.tokenizer.save_pretrained(run.path)
         write_whole(run.recipe_file, dump(recipe))
     announce(session, progress.step)

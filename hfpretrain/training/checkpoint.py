@@ -54,10 +54,15 @@ def save_checkpoint(
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         commit_folder(beside, place)
-        for old in list_checkpoints(folder)[keep:]:
-            shutil.rmtree(old)
+        prune(folder, keep)
     accelerator.wait_for_everyone()
     return place
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Removes all but the newest checkpoints."""
+    for old in list_checkpoints(folder)[keep:]:
+        shutil.rmtree(old)
 
 
 def set_aside_later(path: Path, accelerator: Accelerator) -> None:

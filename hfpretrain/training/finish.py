@@ -59,12 +59,17 @@ def finish(session: Session, metrics: Metrics, step: int, seconds: float, evalua
         save_model(run.path, accelerator.unwrap_model(session.model, keep_torch_compile=False), session.tokenizer)
         report["samples"] = samples(run, examples)
         write_whole(run.report_file, json.dumps(report, indent=1) + "\n")
-        try:
-            write_card(run)
-        except Exception as error:  # the model is there: a picture that cannot be drawn must not fail the run
-            log.warning("the model card could not be written (%s: %s); a push tries again", type(error).__name__, error)
+        add_card(run)
         log.info("finished %d steps in %s; the run is in %s", step, span(seconds), run.path)
     accelerator.wait_for_everyone()
+
+
+def add_card(run: Run) -> None:
+    """Writes the card of a finished run: a picture that cannot be drawn must not fail it, as the model is there."""
+    try:
+        write_card(run)
+    except Exception as error:
+        log.warning("the model card could not be written (%s: %s); a push tries again", type(error).__name__, error)
 
 
 def example_texts(session: Session) -> list[str]:

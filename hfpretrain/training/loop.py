@@ -21,7 +21,7 @@ from hfpretrain.run import Run
 from hfpretrain.training.begin import Progress, begin, begin_pushing
 from hfpretrain.training.checkpoint import save_checkpoint
 from hfpretrain.training.console import Display
-from hfpretrain.training.finish import finish
+from hfpretrain.training.finish import add_card, finish
 from hfpretrain.training.metrics import Metrics, Window
 from hfpretrain.training.publisher import Publisher
 from hfpretrain.training.schedule import Plan, learning_rate_factor, passed
@@ -60,6 +60,8 @@ def train(recipe: Recipe, *, resume: bool = False) -> Run:
             check_unchanged(load(run.recipe_file), recipe, run)
         accelerator.wait_for_everyone()  # from here on the first process writes
         if state == "finished":
+            if accelerator.is_main_process and not run.card_file.exists():  # it was killed just before
+                add_card(run)
             publisher = unfinished_pushes(recipe, run) if accelerator.is_main_process else None
             log.info("%s is finished%s", run.path, "" if publisher else "; nothing to do")
         else:

@@ -18,10 +18,6 @@ from pathlib import Path
 from chaos.experiment import Disturbance, Experiment, Outcome, at_point, at_random, signalled
 from chaos.points import POINTS
 
-SEEN = {"while evaluating": 18, "in the final save": 3, "before report.json": 1, "after report.json": 1}
-"""How often what begins a point is seen in a run, where that is not with every checkpoint."""
-CHECKPOINTS_PRUNED = 7
-
 
 @dataclass(frozen=True)
 class Case:
@@ -58,7 +54,7 @@ def kills(experiment: Experiment, count: int, seed: int) -> list[Case]:
     cases = []
     for number in range(count - count // 2):
         point = points[number % len(points)]
-        nth = choices.randint(1, SEEN.get(point, CHECKPOINTS_PRUNED))
+        nth = choices.randint(POINTS[point].lowest, POINTS[point].highest)
         name = f"kill-{number}-{point.replace(' ', '-')}-{nth}"
         cases.append(Case(experiment, f"kill {point}", name, at_point(point, nth)))
     for number in range(count - count // 2, count):

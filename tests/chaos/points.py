@@ -2,32 +2,49 @@
 
 The product knows nothing of this: tests/no_network/sitecustomize.py runs this file where HFPRETRAIN_TEST_HOOK names it.
 Files that are opened, renamed and removed are seen through Python's audit events, functions through its profiler, and
-each is a line of text. CHAOS_POINT=<name>:<nth> says where to kill: when the first line of the point was seen `nth`
-times, and after that each of its other lines once. CHAOS_REACHED is the file that proves that it came to that.
-Of several processes it is the first that dies, as only that one writes.
+each is a line of text. CHAOS_POINT=<name>:<nth> says where to kill, and CHAOS_REACHED is the file that proves that it
+came to that. Of several processes it is the first that dies, as only that one writes.
 """
 
 import os
 import re
 import signal
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 PARTIAL = r"\S*/\.step-\d+\.partial"
+SAVED = f"rename {PARTIAL} > "
+
+
+@dataclass(frozen=True)
+class Point:
+    """What has to be seen, in that order; `counted` as often as is asked for, which may be from `lowest` to `highest`.
+
+    The bounds are those of a run with nine checkpoints, of which two are kept.
+    """
+
+    counted: str
+    then: tuple[str, ...] = ()
+    before: tuple[str, ...] = ()
+    lowest: int = 1
+    highest: int = 9
+
+
 POINTS = {
-    "in the middle of a file": [f"mkdir {PARTIAL}$", *["call write_record$"] * 3],
-    "before the manifest": [rf"write {PARTIAL}/\S*manifest\.json"],
-    "before the rename": [f"rename {PARTIAL} > "],
-    "after the rename": [f"rename {PARTIAL} > ", "(open|write) "],
-    "while pruning": [r"rmtree \S*/step-\d+$", "remove ", "remove "],
-    "while evaluating": [r"write run/metrics\.jsonl$", *["call validation_rows$"] * 2],
-    "in the final save": [r"rename run/\.\w+\.partial/\S+ > run/(?!report\.json)"],
-    "before report.json": [r"rename \S+ > run/report\.json$"],
-    "after report.json": [r"rename \S+ > run/report\.json$", "(open|write) "],
+    # What is written into a checkpoint comes in records of torch.save.
+    "in the middle of a file": Point(f"mkdir {PARTIAL}$", ("call write_record$",) * 3),
+    "before the manifest": Point(rf"write {PARTIAL}/\S*manifest\.json"),
+    "before the rename": Point(SAVED),
+    "after the rename": Point(SAVED, ("(open|write) ",)),
+    "while pruning": Point(SAVED, (r"rmtree \S*/step-\d+$", "remove ", "remove "), lowest=3),
+    "while evaluating": Point(SAVED, ("call validation_rows$",) * 2, highest=8),
+    "in the final save": Point(r"(write|rename) run/\.\w+\.partial/", before=(SAVED,) * 9, highest=6),
+    "before report.json": Point(r"rename \S+ > run/report\.json$", highest=1),
+    "after report.json": Point(r"rename \S+ > run/report\.json$", ("(open|write) ",), highest=1),
 }
-"""What has to be seen, in that order. What is written into a checkpoint comes in records of torch.save."""
 
 
 def line(event: str, arguments: tuple[Any, ...]) -> str | None:
@@ -51,8 +68,8 @@ class Killer:
     """Follows the lines of one point to its end."""
 
     def __init__(self, name: str, nth: int, reached: Path) -> None:
-        first, *rest = POINTS[name]
-        self.awaited, self.reached = [first] * nth + rest, reached
+        point = POINTS[name]
+        self.awaited, self.reached = [*point.before, *[point.counted] * nth, *point.then], reached
 
     def audit(self, event: str, arguments: tuple[Any, ...]) -> None:
         if self.awaited and (seen := line(event, arguments)):
