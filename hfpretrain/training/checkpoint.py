@@ -60,8 +60,8 @@ def save_checkpoint(
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Removes all but the newest checkpoints."""
-    for old in list_checkpoints(folder)[keep:]:
+    """Removes all but the newest checkpoints, and what is left of one that was not finished."""
+    for old in [*list_checkpoints(folder)[keep:], *folder.glob(".step-*")]:
         shutil.rmtree(old)
 
 

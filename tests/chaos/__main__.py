@@ -26,12 +26,12 @@ class Case:
     experiment: Experiment
     kind: str
     name: str
-    disturbance: Disturbance
+    disturbances: list[Disturbance]
 
     def run(self, seed: int) -> tuple[str, ...]:
         """Its row of the table."""
         began = time.time()
-        outcome = self.experiment.run(self.name, self.disturbance, f"{seed}/{self.name}")
+        outcome = self.experiment.run(self.name, *self.disturbances, seed=f"{seed}/{self.name}")
         say(f"{self.experiment.folder.name}/{self.name}: {outcome.ended}; {time.time() - began:.0f} s")
         return row(
             self.experiment, self.kind if outcome.ended == "killed" else f"{self.kind}: {outcome.ended}", outcome
@@ -56,14 +56,14 @@ def kills(experiment: Experiment, count: int, seed: int) -> list[Case]:
         point = points[number % len(points)]
         nth = choices.randint(POINTS[point].lowest, POINTS[point].highest)
         name = f"kill-{number}-{point.replace(' ', '-')}-{nth}"
-        cases.append(Case(experiment, f"kill {point}", name, at_point(point, nth)))
+        cases.append(Case(experiment, f"kill {point}", name, [at_point(point, nth)]))
     for number in range(count - count // 2, count):
-        kind, disturbance = "kill at a random moment", at_random()
+        kind, disturbances = "kill at a random moment", [at_random()]
         if number % 3 == 2 and experiment.processes == 2:
-            kind, disturbance = "kill of one of the two, at a random moment", at_random(rank=1)
+            kind, disturbances = "kill of one of the two, at a random moment", [at_random(rank=1)]
         elif number % 3 == 2:
-            kind, disturbance = "kill at a random moment, and another after --resume", at_random(times=2)
-        cases.append(Case(experiment, kind, f"kill-{number}-random", disturbance))
+            kind, disturbances = "kill at a random moment, and another after --resume", [at_random(of=2)] * 2
+        cases.append(Case(experiment, kind, f"kill-{number}-random", disturbances))
     return cases
 
 
@@ -71,7 +71,7 @@ def signals(experiment: Experiment, count: int) -> list[Case]:
     """At random moments."""
     kinds = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
     return [
-        Case(experiment, "signal", f"signal-{number}-{kinds[number % 3].name}", signalled(kinds[number % 3]))
+        Case(experiment, "signal", f"signal-{number}-{kinds[number % 3].name}", [signalled(kinds[number % 3])])
         for number in range(count)
     ]
 

@@ -7,9 +7,10 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,13 @@ class Outcome:
 
     ended: str
     trouble: str | None = None
+    saved: bool = False
+    """Whether it has to have saved its last step."""
 
 
-Disturbance = Callable[["Experiment", Path, random.Random], Outcome | None]
-"""Launches a training in a folder, disturbs it and waits for its end. None if it finished before."""
+Launch = Callable[..., Training]
+Disturbance = Callable[["Experiment", Launch, random.Random], Outcome | None]
+"""Launches a training, disturbs it and waits for its end. None if it finished before."""
 
 
 class Experiment:
@@ -67,7 +71,7 @@ class Experiment:
     def undisturbed(self, number: int) -> tuple[dict[str, str], float, float]:
         """The files that a run leaves, the seconds until it trains, and those that it works from there to its end."""
         place = self.place(f"undisturbed-{number}")
-        training = self.launch(place)
+        training = Training(place, processes=self.processes)
         training.training_begins()
         starting = time.time() - training.launched
         worked = training.works_for(float("inf"))
@@ -83,29 +87,38 @@ class Experiment:
         (place / "recipe.yaml").write_text(self.recipe, encoding="utf-8")
         return place
 
-    def launch(self, place: Path, *, resume: bool = False, point: str = "") -> Training:
-        return Training(place, processes=self.processes, resume=resume, point=point)
-
-    def run(self, name: str, disturbance: Disturbance, seed: str) -> Outcome:
-        """Disturbs a run, resumes it to its end, and compares what it leaves."""
+    def run(self, name: str, *disturbances: Disturbance, seed: str) -> Outcome:
+        """Disturbs a run, resumes it, to the next disturbance or to its end, and compares what it leaves."""
         choices = random.Random(seed)
         for _ in range(ATTEMPTS):
             place = self.place(name)
             try:
-                outcome = disturbance(self, place, choices)
+                outcome = self.disturbed(place, disturbances, choices)
                 if outcome is None:
                     continue
-                trouble = outcome.trouble or lost(place / "run") or self.resumed(place)
+                trouble = outcome.trouble or self.resumed(place)
             except subprocess.TimeoutExpired:
-                outcome, trouble = Outcome("hung"), "it hung and had to be killed"
+                return Outcome("hung", "it hung and had to be killed")
             if trouble is None:
                 shutil.rmtree(place)
             return Outcome(outcome.ended, trouble)
         return Outcome("finished", f"{ATTEMPTS} times the run had finished before")
 
+    def disturbed(self, place: Path, disturbances: Sequence[Disturbance], choices: random.Random) -> Outcome | None:
+        """One after the other; what came of the last, or of the first with trouble."""
+        outcome = None
+        for number, disturb in enumerate(disturbances):
+            launch = partial(Training, place, processes=self.processes, resume=number > 0)
+            outcome = disturb(self, launch, choices)
+            if outcome is None or outcome.trouble:
+                break
+            if trouble := lost(place / "run", saved=outcome.saved):
+                return Outcome(outcome.ended, trouble)
+        return outcome
+
     def resumed(self, place: Path) -> str | None:
         """What is wrong with the run after --resume."""
-        training = self.launch(place, resume=True)
+        training = Training(place, processes=self.processes, resume=True)
         status = training.wait()
         if status != 0:
             return f"--resume ended with exit status {status}: {training.said()[-1500:]}"
@@ -160,8 +173,8 @@ def differences(expected: dict[str, str], found: dict[str, str]) -> str | None:
 def at_point(name: str, nth: int) -> Disturbance:
     """It kills itself at a named point, or that is trouble."""
 
-    def disturb(experiment: Experiment, place: Path, choices: random.Random) -> Outcome | None:
-        training = experiment.launch(place, point=f"{name}:{nth}")
+    def disturb(experiment: Experiment, launch: Launch, choices: random.Random) -> Outcome | None:
+        training = launch(point=f"{name}:{nth}")
         status = training.wait()
         if not training.reached.exists() or (experiment.processes == 1 and status != -signal.SIGKILL):
             return Outcome(f"exit status {status}", f"it was not killed {name}: {training.said()[-1500:]}")
@@ -170,18 +183,15 @@ def at_point(name: str, nth: int) -> Disturbance:
     return disturb
 
 
-def at_random(*, times: int = 1, rank: int | None = None) -> Disturbance:
-    """It is killed at a random moment, and each time that it is resumed again. With `rank` only that process is."""
+def at_random(*, of: int = 1, rank: int | None = None) -> Disturbance:
+    """It is killed at a random moment, the next `of` so many. With `rank` only that process is."""
 
-    def disturb(experiment: Experiment, place: Path, choices: random.Random) -> Outcome | None:
-        for number in range(times):
-            training = experiment.launch(place, resume=number > 0)
-            reached = random_moment(experiment, training, choices, of=times)
-            killed = reached and (training.kill() if rank is None else training.kill_one(rank))
-            status = training.wait()
-            if not killed or status == 0:
-                return None
-        return Outcome("killed")
+    def disturb(experiment: Experiment, launch: Launch, choices: random.Random) -> Outcome | None:
+        training = launch()
+        reached = random_moment(experiment, training, choices, of=of)
+        killed = reached and (training.kill() if rank is None else training.kill_one(rank))
+        status = training.wait()
+        return Outcome("killed") if killed and status != 0 else None
 
     return disturb
 
@@ -189,8 +199,8 @@ def at_random(*, times: int = 1, rank: int | None = None) -> Disturbance:
 def signalled(number: int) -> Disturbance:
     """It gets a signal at a random moment, and has to stop by itself and without a traceback."""
 
-    def disturb(experiment: Experiment, place: Path, choices: random.Random) -> Outcome | None:
-        training = experiment.launch(place)
+    def disturb(experiment: Experiment, launch: Launch, choices: random.Random) -> Outcome | None:
+        training = launch()
         if not random_moment(experiment, training, choices):
             training.wait()
             return None
@@ -201,7 +211,7 @@ def signalled(number: int) -> Disturbance:
         if "Traceback" in training.said():
             return Outcome(f"exit status {status}", f"a traceback: {training.said()[-1500:]}")
         if status == 128 + number:
-            return Outcome("stopped: 128 + signal", lost(place / "run", saved=True))
+            return Outcome("stopped: 128 + signal", saved=True)
         if status == 0:
             return Outcome("finished: it was at its end")
         return Outcome(f"exit status {status}", f"exit status {status}: {training.said()[-1500:]}")
@@ -212,7 +222,7 @@ def signalled(number: int) -> Disturbance:
 def random_moment(experiment: Experiment, training: Training, choices: random.Random, *, of: int = 1) -> bool:
     """Waits for it: one in four while it starts, the others while it trains and ends. False if it ended before.
 
-    The first `of` several moments comes so much earlier that there is work left for the others.
+    Of several moments in one run each comes so early that there is work left for the others.
     """
     starts, share = choices.random() < 0.25, choices.random()
     if starts:

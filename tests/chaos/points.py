@@ -39,7 +39,7 @@ POINTS = {
     "before the manifest": Point(rf"write {PARTIAL}/\S*manifest\.json"),
     "before the rename": Point(SAVED),
     "after the rename": Point(SAVED, ("(open|write) ",)),
-    "while pruning": Point(SAVED, (r"rmtree \S*/step-\d+$", "remove ", "remove "), lowest=3),
+    "while pruning": Point(SAVED, (r"rmtree \S*/\.?step-\d+(\.removed)?$", "remove ", "remove "), lowest=3),
     "while evaluating": Point(SAVED, ("call validation_rows$",) * 2, highest=8),
     "in the final save": Point(r"(write|rename) run/\.\w+\.partial/", before=(SAVED,) * 9, highest=6),
     "before report.json": Point(r"rename \S+ > run/report\.json$", highest=1),
