@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test check format clean bench bench-gpu
+.PHONY: quickstart test check format clean chaos bench bench-gpu
 
 $(BIN)/hfpretrain: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -22,6 +22,10 @@ check: $(BIN)/hfpretrain
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_house.py
+
+# Kills and signals real runs and prints a table; about a quarter of an hour on two cores. It belongs in docs/reliability.md.
+chaos: $(BIN)/hfpretrain
+	cd tests && ../$(BIN)/python -m chaos
 
 # Minutes each, on an otherwise idle machine; results belong in benchmarks/README.md.
 bench: $(BIN)/hfpretrain

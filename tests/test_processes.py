@@ -19,7 +19,7 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path, objective: str) ->
         f"model={{architecture: {'llama' if objective == 'clm' else 'bert'}, config: {config}}}",
         "train.micro_batch_size=1",
         "data.validation=1%",
-        "train.duration=12",
+        "train.duration=50",
     ]
     one = tiny_run(tmp_path, objective, *settings, name="one")
     file = tmp_path / "two.yaml"
@@ -39,4 +39,5 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path, objective: str) ->
     assert two.report()["processes"] == 2
     assert two.report()["validation_targets"] == one.report()["validation_targets"] > 0
     for single, double in zip(metrics(one), metrics(two), strict=True):
-        assert single == pytest.approx(double, abs=1e-5)
+        # Losses within 1e-5 over all 50 steps; perplexities, which are large, within a millionth.
+        assert single == pytest.approx(double, abs=1e-5, rel=1e-6)

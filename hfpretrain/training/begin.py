@@ -13,7 +13,7 @@ from hfpretrain.files import move_files, write_whole
 from hfpretrain.recipe import dump
 from hfpretrain.run import newest_whole
 from hfpretrain.training.changes import compare_surroundings, surroundings
-from hfpretrain.training.checkpoint import SMALL_FILES, restore_checkpoint, set_aside_later, written_by_all
+from hfpretrain.training.checkpoint import SMALL_FILES, prune, restore_checkpoint, set_aside_later, written_by_all
 from hfpretrain.training.guard import Judged
 from hfpretrain.training.metrics import Metrics, Window
 from hfpretrain.training.micro_batch import seconds_of
@@ -101,6 +101,7 @@ def begin(session: Session, *, changes: list[str], allow_changes: bool) -> tuple
         run.create()
     with written_by_all(accelerator, str(run.path), run.partial, SMALL_FILES):
         if accelerator.is_main_process:
+            prune(run.checkpoints, recipe.checkpoints.keep)  # a kill may have come between saving one and this
             run.manifest_file.unlink(missing_ok=True)  # of an earlier end: it vouches for no file from now on
             shutil.rmtree(run.partial, ignore_errors=True)
             session.tokenizer.save_pretrained(run.partial)

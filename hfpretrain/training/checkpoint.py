@@ -73,8 +73,8 @@ def save_checkpoint(
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Removes all but the newest checkpoints. What cannot be removed stays, which is said."""
-    for old in list_checkpoints(folder)[keep:]:
+    """Removes all but the newest checkpoints, and what is left of others. What cannot be removed stays, and is said."""
+    for old in [*folder.glob(".step-*"), *list_checkpoints(folder)[keep:]]:
         try:
             remove(old)
         except OSError as error:

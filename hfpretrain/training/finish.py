@@ -16,6 +16,7 @@ from hfpretrain.data.blocks import PADDING, Block, BoolArray, IntArray
 from hfpretrain.evaluation import Evaluated
 from hfpretrain.files import move_files, write_manifest, write_whole
 from hfpretrain.inference import CausalLM, load
+from hfpretrain.run import Run
 from hfpretrain.training.checkpoint import require_room, saved_bytes, written_by_all
 from hfpretrain.training.metrics import Metrics
 from hfpretrain.training.session import Session, utilisation
@@ -41,12 +42,17 @@ def finish(session: Session, metrics: Metrics, step: int, seconds: float, evalua
             require_room(what, run.path, needed)
             save_final(session, what_it_came_to(session, metrics, step, seconds, evaluated))
     if accelerator.is_main_process:
-        try:
-            write_card(run)
-        except Exception as error:  # the model is there: a picture that cannot be drawn must not fail the run
-            log.warning("the model card could not be written (%s: %s); a push tries again", type(error).__name__, error)
+        add_card(run)
         log.info("finished %d steps in %s; the run is in %s", step, span(seconds), run.path)
     accelerator.wait_for_everyone()
+
+
+def add_card(run: Run) -> None:
+    """Writes the card of a finished run: a picture that cannot be drawn must not fail it, as the model is there."""
+    try:
+        write_card(run)
+    except Exception as error:
+        log.warning("the model card could not be written (%s: %s); a push tries again", type(error).__name__, error)
 
 
 def save_final(session: Session, report: dict[str, Any]) -> None:

@@ -1,5 +1,11 @@
-"""Refuses every connection off this machine, in this process. On PYTHONPATH it does so in child processes too."""
+"""Refuses every connection off this machine, in this process. On PYTHONPATH it does so in child processes too.
 
+There is one sitecustomize to a process, so what else a test wants to do inside a child process is run from here: the
+Python file that HFPRETRAIN_TEST_HOOK names.
+"""
+
+import os
+import runpy
 import socket
 from typing import Any
 
@@ -21,3 +27,6 @@ def getaddrinfo(host: Any, *arguments: Any, **keywords: Any) -> Any:
 
 socket.socket.connect = connect  # type: ignore[method-assign,assignment]
 socket.getaddrinfo = getaddrinfo
+
+if hook := os.environ.get("HFPRETRAIN_TEST_HOOK"):
+    runpy.run_path(hook)
