@@ -13,6 +13,7 @@ import typer
 
 from hfpretrain.errors import HFPretrainError
 from hfpretrain.process import CurrentStderr, leave, prepare_environment
+from hfpretrain.secrets import without_secrets
 
 if TYPE_CHECKING:
     from hfpretrain.inference import CausalLM, MaskedLM
@@ -368,7 +369,7 @@ def main() -> NoReturn:
     try:
         app()
     except HFPretrainError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {without_secrets(str(error))}", err=True)
         leave(error.exit_status)
     except KeyboardInterrupt:
         typer.echo("stopped", err=True)

@@ -5,6 +5,8 @@ import os
 import sys
 from typing import NoReturn
 
+from hfpretrain.secrets import without_secrets
+
 
 def prepare_environment() -> None:
     """Settings that libraries read when they are imported: no bars and notices of their own among ours, and threads.
@@ -23,10 +25,10 @@ def prepare_environment() -> None:
 
 
 class CurrentStderr(logging.Handler):
-    """Writes to what stderr is at the moment: while a progress bar is shown, above the bar."""
+    """Writes to what stderr is at the moment: while a progress bar is shown, above the bar. Secrets are left out."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr)  # noqa: T201
+        print(without_secrets(self.format(record)), file=sys.stderr)  # noqa: T201
 
 
 def leave(status: int) -> NoReturn:
