@@ -36,6 +36,8 @@ def damage(folder: Path) -> str | None:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         for name, expected in files.items():
             path = folder / name
+            if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
+                return f"{name} is missing"
             if path.stat().st_size != expected["bytes"] or digest(path) != expected["sha256"]:
                 return f"{name} is not what was saved"
     except FileNotFoundError as error:

@@ -32,6 +32,7 @@ PARTS = {
     "recipe_types": "recipe",
     "strict_yaml": "recipe",
     "amounts": "recipe",
+    "model_files": "hub",
     "card": "publish",
 }
 LIGHT = [
