@@ -7,6 +7,7 @@ Its last line carries a hash of the rest, so that a card that somebody edited is
 import hashlib
 import json
 import logging
+import os
 import re
 from typing import Any
 
@@ -15,7 +16,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from hfpretrain import recipe as recipes
 from hfpretrain import strict_yaml
 from hfpretrain.amounts import count, span
-from hfpretrain.files import write_whole
+from hfpretrain.files import cache_folder, write_whole
 from hfpretrain.hub import split_revision
 from hfpretrain.run import Run
 
@@ -250,6 +251,7 @@ def _fenced(text: str, language: str) -> str:
 
 def _draw_curve(run: Run, report: dict[str, Any]) -> None:
     """Training and validation loss over the tokens seen, on no background, in colours for light and dark pages."""
+    os.environ.setdefault("MPLCONFIGDIR", str(cache_folder() / "matplotlib"))  # it keeps a list of fonts
     from matplotlib.figure import Figure  # most of a second, and only a finished run needs it
 
     lines, per_step = run.metrics(), report["tokens"] / max(report["steps"], 1)

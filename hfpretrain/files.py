@@ -9,6 +9,13 @@ from pathlib import Path
 MANIFEST = "manifest.json"
 
 
+def cache_folder() -> Path:
+    """Where what is made once is kept: $HFPRETRAIN_CACHE, else hfpretrain in $XDG_CACHE_HOME or ~/.cache."""
+    if own := os.environ.get("HFPRETRAIN_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hfpretrain"
+
+
 def write_whole(path: Path, text: str) -> None:
     """Writes a small file so that it is there whole or not at all."""
     beside = path.with_name(f".{path.name}.partial")

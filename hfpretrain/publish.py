@@ -16,7 +16,7 @@ from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfpretrain import hub, recipe
+from hfpretrain import hub, recipe, recipe_types
 from hfpretrain.card import generated, write_card
 from hfpretrain.errors import CheckpointError, HFPretrainError, HubError, ModelError, RunError, UserError
 from hfpretrain.files import MANIFEST, damage
@@ -32,7 +32,7 @@ CARD_FILES = ["README.md", "training_curve.png"]
 WAIT_SECONDS = 60.0
 """How long the Hub may be silent; $HF_HUB_DOWNLOAD_TIMEOUT says otherwise. The library itself waits for ever."""
 # What git allows, but for what would be a commit or a reference of another kind.
-_BRANCH = re.compile(r"(?!refs/|.*\.\.|HEAD$|[0-9a-fA-F]{40}$)[\w]([\w./-]*[\w])?(?<!\.lock)")
+_BRANCH = re.compile(r"(?=.{1,200}$)(?!refs/|.*\.\.|HEAD$|[0-9a-fA-F]{40}$)[\w]([\w./-]*[\w])?(?<!\.lock)")
 AGAIN = "the same push again sends only what is missing"
 
 
@@ -56,12 +56,15 @@ def push(
     what the Hub says or does not say: then the same call again sends what is missing.
     """
     if problem := recipe.repo_id_problem(repo_id):
-        raise UserError(f"{repo_id!r} {problem}")
+        raise UserError(f"{recipe_types.quoted(repo_id)} {problem}")
     if revision is not None and not _BRANCH.fullmatch(revision):
-        raise UserError(f"{revision!r} cannot name a branch", hint="give letters, digits, dashes, and dots in between")
+        raise UserError(
+            f"{recipe_types.quoted(revision)} cannot name a branch",
+            hint="give letters, digits, dashes, and dots in between",
+        )
     if not str(model).strip():
         raise ModelError("the name of the model is empty", hint="give a run, a checkpoint or a model folder")
-    folder, run = _model_folder(Path(model).expanduser())
+    folder, run = _model_folder(Path(model))
     check_whole(folder)
     log.info("pushing %s to %s%s", folder, repo_id, f", branch {revision}" if revision else "")
     name = find_repository(repo_id, public=public)
@@ -150,7 +153,12 @@ def model_files(folder: Path) -> list[Path]:
 
 def _model_folder(place: Path) -> tuple[Path, Run | None]:
     """The folder to push, and the run if it is a finished one."""
-    if not place.is_dir():
+    try:
+        place = place.expanduser()
+        found = place.is_dir()
+    except (OSError, RuntimeError):  # too long, of an unknown ~user
+        found = False
+    if not found:
         raise ModelError(f"{place}: there is no such folder", hint="give a run, a checkpoint or a model folder")
     run = Run(place)
     if not run.recipe_file.is_file():

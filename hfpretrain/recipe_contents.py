@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from hfpretrain.secrets import HIDDEN, holds_secret, is_secret_key, without_secrets
+from hfpretrain.secrets import holds_secret, is_secret_key, without_secrets
 
 Keys = tuple[str | int, ...]
 """The way to a value: ("data", "sources", 0, "weight")."""
@@ -28,7 +28,7 @@ def cleaned(value: Any, wrong: Callable[[Keys, str], object], keys: Keys = ()) -
         kept = {}
         for key, item in value.items():
             problem = text_problem(str(key))
-            here = (*keys, HIDDEN if problem == _SECRET else key)
+            here = (*keys, key)
             if problem is None and is_secret_key(str(key)) and isinstance(item, str | int) and item is not True:
                 problem = _SECRET if item else None
             if problem:
@@ -54,7 +54,7 @@ def text_problem(text: str) -> str | None:
 
 
 def dotted(keys: Keys) -> str:
-    """How errors and overrides spell a way to a value: data.sources.0.weight. What is very long is cut."""
+    """How errors and overrides spell a way to a value: data.sources.0.weight. Long keys are cut, secrets hidden."""
     parts = [without_secrets(str(key)) for key in keys]
     return ".".join(part if len(part) <= _LONGEST_KEY else part[: _LONGEST_KEY - 3] + "..." for part in parts)
 

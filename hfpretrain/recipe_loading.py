@@ -22,7 +22,7 @@ from hfpretrain.amounts import Amount
 from hfpretrain.errors import RecipeError
 from hfpretrain.recipe_contents import DEEPEST, Keys, cleaned, dotted, printable
 from hfpretrain.recipe_types import advice, alias, choice, fits, hints_of, options_of, shown, unknown_key, unwrapped
-from hfpretrain.secrets import HIDDEN, is_secret_key, without_secrets
+from hfpretrain.secrets import without_secrets, without_values
 
 _AFTER_ALL_LINES = 2**62
 _LARGEST_NUMBER = 2**63 - 1
@@ -78,7 +78,7 @@ class Draft:
         """Applies `KEY=VALUE`: dotted keys and list indices on the left, YAML on the right."""
         key, equals, written = text.partition("=")
         parts = key.strip().split(".")
-        said = without_secrets(f"{key}={HIDDEN}" if written and is_secret_key(parts[-1]) else text)
+        said = without_values(text)
         label = f"override {said if len(said) <= 80 else said[:77] + '...'}"
         if not equals or not all(parts):
             self.broken_overrides.append(f"{label}: write KEY=VALUE, for example train.duration=50")

@@ -13,6 +13,7 @@ _TOKEN = re.compile(r"(?:hf_(?:[a-z]{2,12}_)?|api_org_)[A-Za-z0-9]{30,}")
 _IN_ADDRESS = re.compile(r"(?<=://)[^/\s@]+(?=@)")
 _NAMES = r"(?:(?:access|auth|hf|hub|bearer|refresh)_?)?token|(?:[a-z]+_)*(?:api_?key|secret(?:_key)?|password|passwd)"
 _IN_QUERY = re.compile(rf"(?<=[?&])({_NAMES}|[a-z-]*signature)=[^&\s]+", re.IGNORECASE)
+_UNDER_KEY = re.compile(rf"(?<![a-z0-9_])({_NAMES})(\.[^=]*=|['\"]?\s*[:=]\s*)[^\s,}}]+", re.IGNORECASE)
 _SECRET_KEY = re.compile(_NAMES)
 _VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
 _SHORTEST = 8
@@ -27,6 +28,11 @@ def is_secret_key(key: str) -> bool:
 def holds_secret(text: str) -> bool:
     """Whether a token, a password in an address, or a secret of this process's environment is in the text."""
     return without_secrets(text) != text
+
+
+def without_values(text: str) -> str:
+    """What somebody typed, with `***` for each secret in it and for what stands under the key of one."""
+    return _UNDER_KEY.sub(rf"\1\2{HIDDEN}", without_secrets(text))
 
 
 def without_secrets(text: str) -> str:
