@@ -376,6 +376,16 @@ def code(folder: Path, **config: Any) -> None:
     say(folder, auto_map={"AutoConfig": "code.C", "AutoModelForMaskedLM": "code.M"}, **config)
 
 
+def pickled_shard(folder: Path) -> None:
+    shard(folder, "evil.bin")
+    pickled(folder, "evil.bin")
+
+
+def listed_index(folder: Path) -> None:
+    shard(folder, "x.safetensors")
+    put(folder, "model.safetensors.index.json", b"[]")
+
+
 def weights_named(folder: Path) -> None:
     pickled(folder, "evil.bin")
     say(folder, transformers_weights="evil.bin")
@@ -392,16 +402,10 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: shard(folder, str(folder.parent / "out.safetensors")),
         "is not the name of a .safetensors file",
     ),
-    "a pickled shard": (
-        lambda folder: (shard(folder, "evil.bin"), pickled(folder, "evil.bin")),
-        "is not the name of a .safetensors file",
-    ),
+    "a pickled shard": (pickled_shard, "is not the name of a .safetensors file"),
     "a shard that is no name": (lambda folder: shard(folder, 5), "is not the name of a .safetensors file"),
     "a shard that is missing": (lambda folder: shard(folder, "model-00001-of-00001.safetensors"), "safetensors"),
-    "an index that is a list": (
-        lambda folder: (shard(folder, "x"), put(folder, "model.safetensors.index.json", b"[]")),
-        "index.json cannot be read",
-    ),
+    "an index that is a list": (listed_index, "index.json cannot be read"),
     "linked weights": (lambda folder: link_out(folder, "model.safetensors"), "is a link out of the folder"),
     "a linked configuration": (lambda folder: link_out(folder, "config.json"), "is a link out of the folder"),
     "a linked tokenizer": (lambda folder: link_out(folder, "tokenizer.json"), "is a link out of the folder"),
@@ -533,7 +537,7 @@ def test_absurd_names_of_models_and_data_are_sentences(
     monkeypatch.chdir(tmp_path)
     for kind in ("model", "tokenizer", "dataset"):
         with pytest.raises(UserError) as caught:
-            locate(name, kind=kind)  # type: ignore[arg-type]
+            locate(name, kind=kind)
         assert "\0" not in str(caught.value)
     with pytest.raises(UserError):
         push(name, "me/model")
