@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import logging
+import os
 import re
 from typing import Any
 
@@ -16,7 +17,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from hfpretrain import recipe as recipes
 from hfpretrain import strict_yaml
 from hfpretrain.amounts import count, span
-from hfpretrain.files import write_whole
+from hfpretrain.files import cache_folder, write_whole
 from hfpretrain.hub import split_revision
 from hfpretrain.run import Run
 
@@ -251,6 +252,7 @@ def _fenced(text: str, language: str) -> str:
 
 def _draw_curve(run: Run, report: dict[str, Any]) -> None:
     """Training and validation loss over the tokens seen, on no background, in colours for light and dark pages."""
+    os.environ.setdefault("MPLCONFIGDIR", str(cache_folder() / "matplotlib"))  # it keeps a list of fonts
     from matplotlib.figure import Figure  # most of a second, and only a finished run needs it
 
     lines, per_step = run.metrics(), report["tokens"] / max(report["steps"], 1)

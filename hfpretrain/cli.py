@@ -14,6 +14,7 @@ import typer
 from hfpretrain.cli_models import load_model, print_next_words, vars_of
 from hfpretrain.errors import HFPretrainError
 from hfpretrain.process import CurrentStderr, follow_launcher, leave, prepare_environment
+from hfpretrain.secrets import without_secrets
 from hfpretrain.training.signals import StopNow, stop_on_signals
 
 if TYPE_CHECKING:
@@ -355,7 +356,7 @@ def main() -> NoReturn:
     try:
         app()
     except HFPretrainError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {without_secrets(str(error))}", err=True)
         leave(error.exit_status)
     except StopNow as stop:
         typer.echo(f"stopped by signal {stop.signal}; there was nothing to save", err=True)

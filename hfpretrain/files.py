@@ -13,6 +13,13 @@ ROOM = 2
 """So many times what is to be written has to be free: other things are written to a disk, too."""
 
 
+def cache_folder() -> Path:
+    """Where what is made once is kept: $HFPRETRAIN_CACHE, else hfpretrain in $XDG_CACHE_HOME or ~/.cache."""
+    if own := os.environ.get("HFPRETRAIN_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hfpretrain"
+
+
 def write_whole(path: Path, content: str | bytes) -> None:
     """Writes a small file so that it is there whole or not at all."""
     beside = path.with_name(f".{path.name}.partial")
@@ -90,6 +97,8 @@ def damage(folder: Path, *, of: str | None = None, covers: Callable[[str], bool]
                 continue
             if path.is_dir():
                 return f"{name} is a folder"
+            if not path.resolve().is_relative_to(folder.resolve()):
+                return f"{name} leads out of the folder"
             if path.stat().st_size != expected["bytes"] or digest(path) != expected["sha256"]:
                 return f"{name} is not what was saved"
     except FileNotFoundError:

@@ -12,19 +12,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hfpretrain.errors import DataError, HFPretrainError, ModelError, UserError, nearest
+from hfpretrain.model_files import FILES, check_model_files
+from hfpretrain.recipe_types import quoted
 
 log = logging.getLogger(__name__)
 
 Kind = Literal["model", "tokenizer", "dataset"]
 
 _WORDS = {"model": "model", "tokenizer": "tokenizer", "dataset": "data set"}
-# What is downloaded of a repository: no code, no pickled weights, no copies in other formats.
-_TOKENIZER_FILES = [
-    *("config.json", "tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "chat_template*"),
-    *("vocab*", "merges.txt", "bpe.codes", "*.model", "*.tiktoken", "tekken.json"),
-]
-WEIGHTS = ["model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"]
-FILES = {"tokenizer": _TOKENIZER_FILES, "model": [*_TOKENIZER_FILES, "generation_config.json", *WEIGHTS]}
 
 
 def locate(name: str, *, kind: Kind) -> str:
@@ -33,23 +28,34 @@ def locate(name: str, *, kind: Kind) -> str:
     A folder comes before a Hub id of the same name. Of a model or tokenizer on the Hub the path of one commit in the
     cache is returned, downloaded first if need be: safetensors, never code. Of a data set its id is returned. Where the
     Hub cannot be reached (or HF_HUB_OFFLINE is set), what the cache holds serves. Raises ModelError (DataError for a
-    data set) in a sentence where there is neither.
+    data set) in a sentence where there is neither, or where the folder is one that no library should be given.
     """
     error_class = DataError if kind == "dataset" else ModelError
     if not name.strip():
         raise error_class(f"the name of the {_WORDS[kind]} is empty", hint="give a folder, or org/name on the Hub")
-    path = Path(name).expanduser()
-    if path.is_dir():
+    try:
+        path = Path(name).expanduser()
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, of an unknown ~user
+        why = getattr(error, "strerror", None) or first_line(error)
+        raise error_class(f"{quoted(name)} cannot name a {_WORDS[kind]}: {why}") from None
+    if is_folder:
+        if kind != "dataset":
+            check_model_files(path)
         return str(path.absolute())
     if name.endswith("@"):
         raise error_class(f"{name}: there is no revision behind the @", hint="give a branch, a tag or a commit")
-    if path.is_file():
+    if is_file:
         raise error_class(
             f"{name} is a file, not the folder of a {_WORDS[kind]}", hint="give a folder, or org/name on the Hub"
         )
     if _looks_like_path(name):
         raise error_class(f"{name}: there is no such folder", hint=_neighbours(path))
-    return _known_dataset(name) if kind == "dataset" else _snapshot(name, kind)
+    if kind == "dataset":
+        return _known_dataset(name)
+    folder = _snapshot(name, kind)
+    check_model_files(Path(folder))
+    return folder
 
 
 def explain(error: Exception, name: str, *, kind: Kind) -> HFPretrainError:
@@ -88,7 +94,7 @@ def explain(error: Exception, name: str, *, kind: Kind) -> HFPretrainError:
             )
         if isinstance(cause, errors.HFValidationError):
             return user_error(
-                f"{name!r} is neither a folder here nor a name that the Hub could have",
+                f"{quoted(name)} is neither a folder here nor a name that the Hub could have",
                 hint="give a folder that exists, or org/name",
             )
         status = status_of(cause)

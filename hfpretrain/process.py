@@ -8,6 +8,8 @@ import signal
 import sys
 from typing import NoReturn
 
+from hfpretrain.secrets import without_secrets
+
 PR_SET_PDEATHSIG = 1
 """Of prctl(2)."""
 LAUNCHER_ENDED: int | None = getattr(signal, "SIGRTMIN", None) if sys.platform == "linux" else None
@@ -47,10 +49,10 @@ def follow_launcher() -> None:
 
 
 class CurrentStderr(logging.Handler):
-    """Writes to what stderr is at the moment: while a progress bar is shown, above the bar."""
+    """Writes to what stderr is at the moment: while a progress bar is shown, above the bar. Secrets are left out."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr)  # noqa: T201
+        print(without_secrets(self.format(record)), file=sys.stderr)  # noqa: T201
 
 
 def leave(status: int) -> NoReturn:

@@ -4,7 +4,6 @@ What is sent is looked at first and is whole. A push that failed is repeated by 
 missing. Checkpoints wait for their push in a folder of the run (training/publisher.py pushes them while it trains).
 """
 
-import fnmatch
 import json
 import logging
 import os
@@ -17,10 +16,11 @@ from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfpretrain import hub, recipe
+from hfpretrain import hub, recipe, recipe_types
 from hfpretrain.card import generated, write_card
 from hfpretrain.errors import CheckpointError, HFPretrainError, HubError, ModelError, RunError, UserError
 from hfpretrain.files import MANIFEST, damage
+from hfpretrain.model_files import INDEX, check_model_files, is_model_file
 from hfpretrain.run import Run, newest_whole
 
 if TYPE_CHECKING:
@@ -28,12 +28,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MODEL_FILES = hub.FILES["model"]
 CARD_FILES = ["README.md", "training_curve.png"]
 WAIT_SECONDS = 60.0
 """How long the Hub may be silent; $HF_HUB_DOWNLOAD_TIMEOUT says otherwise. The library itself waits for ever."""
 # What git allows, but for what would be a commit or a reference of another kind.
-_BRANCH = re.compile(r"(?!refs/|.*\.\.|HEAD$|[0-9a-fA-F]{40}$)[\w]([\w./-]*[\w])?(?<!\.lock)")
+_BRANCH = re.compile(r"(?=.{1,200}$)(?!refs/|.*\.\.|HEAD$|[0-9a-fA-F]{40}$)[\w]([\w./-]*[\w])?(?<!\.lock)")
 AGAIN = "the same push again sends only what is missing"
 
 
@@ -57,12 +56,15 @@ def push(
     what the Hub says or does not say: then the same call again sends what is missing.
     """
     if problem := recipe.repo_id_problem(repo_id):
-        raise UserError(f"{repo_id!r} {problem}")
+        raise UserError(f"{recipe_types.quoted(repo_id)} {problem}")
     if revision is not None and not _BRANCH.fullmatch(revision):
-        raise UserError(f"{revision!r} cannot name a branch", hint="give letters, digits, dashes, and dots in between")
+        raise UserError(
+            f"{recipe_types.quoted(revision)} cannot name a branch",
+            hint="give letters, digits, dashes, and dots in between",
+        )
     if not str(model).strip():
         raise ModelError("the name of the model is empty", hint="give a run, a checkpoint or a model folder")
-    folder, run = _model_folder(Path(model).expanduser())
+    folder, run = _model_folder(Path(model))
     check_whole(folder)
     log.info("pushing %s to %s%s", folder, repo_id, f", branch {revision}" if revision else "")
     name = find_repository(repo_id, public=public)
@@ -146,16 +148,17 @@ def stage(checkpoint: Path, run: Run, branch: str) -> None:
 
 def model_files(folder: Path) -> list[Path]:
     """The files in a folder, not below it, that belong to a model."""
-    return sorted(path for path in folder.iterdir() if path.is_file() and _is_model_file(path.name))
-
-
-def _is_model_file(name: str) -> bool:
-    return "/" not in name and any(fnmatch.fnmatchcase(name, pattern) for pattern in MODEL_FILES)
+    return sorted(path for path in folder.iterdir() if path.is_file() and is_model_file(path.name))
 
 
 def _model_folder(place: Path) -> tuple[Path, Run | None]:
     """The folder to push, and the run if it is a finished one."""
-    if not place.is_dir():
+    try:
+        place = place.expanduser()
+        found = place.is_dir()
+    except (OSError, RuntimeError):  # too long, of an unknown ~user
+        found = False
+    if not found:
         raise ModelError(f"{place}: there is no such folder", hint="give a run, a checkpoint or a model folder")
     run = Run(place)
     if not run.recipe_file.is_file():
@@ -178,16 +181,12 @@ def check_whole(folder: Path) -> None:
     """
     from safetensors import SafetensorError, safe_open
 
-    if (folder / MANIFEST).is_file() and (what := damage(folder, covers=_is_model_file)):
+    if (folder / MANIFEST).is_file() and (what := damage(folder, covers=is_model_file)):
         raise CheckpointError(
             f"{folder} is damaged: {what}",
             hint=f"push another checkpoint; or, if you changed it on purpose, first remove {folder / MANIFEST}",
         )
-    for path in [*model_files(folder), folder / "README.md"]:
-        target = path.resolve()
-        # A snapshot in the Hub's cache is made of links to its blobs.
-        if path.is_symlink() and target.parent.name != "blobs" and not target.is_relative_to(folder.resolve()):
-            raise UserError(f"{path} is a link out of the folder", hint="copy the file here if it is to be pushed")
+    check_model_files(folder)
     what = "config.json"
     try:
         (folder / "config.json").stat()
@@ -198,7 +197,7 @@ def check_whole(folder: Path) -> None:
                 if path.suffix == ".json":
                     json.loads(text)
         what = "its weights"
-        index = folder / "model.safetensors.index.json"
+        index = folder / INDEX
         single = not index.is_file()
         shards = ["model.safetensors"] if single else set(json.loads(index.read_text())["weight_map"].values())
         for shard in sorted(shards):
@@ -209,7 +208,7 @@ def check_whole(folder: Path) -> None:
         raise ModelError(
             f"{folder} is no whole model: {missing} is missing", hint="give a finished run or a saved model"
         ) from error
-    except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise ModelError(f"{folder} is no whole model: {what} cannot be read ({hub.first_line(error)})") from error
     if not any(next(folder.glob(pattern), None) for pattern in ("tokenizer*.json", "vocab.*", "*.model")):
         raise ModelError(f"{folder} holds no tokenizer", hint="save the tokenizer into the same folder")
@@ -277,7 +276,7 @@ def _push_folder(
         before = api.model_info(name, revision=revision)
         there = {sibling.rfilename for sibling in before.siblings or ()}
         sent = {path.name for path in model_files(folder)}
-        stale = {file for file in there if _is_model_file(file)} - sent
+        stale = {file for file in there if is_model_file(file)} - sent
         own = (folder / "README.md").is_file()
         card = _card_there(name, str(before.sha)) if "README.md" in there else None
         edited_there = card is not None and not generated(card)

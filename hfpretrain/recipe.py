@@ -29,8 +29,9 @@ from hfpretrain.recipe_blocks import (
     Tokenizer,
     Train,
 )
-from hfpretrain.recipe_loading import Draft, Keys, to_plain
-from hfpretrain.recipe_types import schema_of
+from hfpretrain.recipe_contents import Keys
+from hfpretrain.recipe_loading import Draft, to_plain
+from hfpretrain.recipe_types import quoted, schema_of
 
 __all__ = [
     "Amount",
@@ -54,6 +55,9 @@ __all__ = [
     "size_in_bytes",
     "to_mapping",
 ]
+
+LONGEST_NAME = 200
+"""Bytes of a run's name: file systems take 255, and names with something before or behind it are made of it."""
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -82,8 +86,11 @@ def to_mapping(recipe: Recipe) -> dict[str, Any]:
 
 
 def dump(recipe: Recipe) -> str:
-    """The resolved recipe as YAML; `load` of it gives the same recipe."""
-    return strict_yaml.write(to_mapping(recipe))
+    """The resolved recipe as YAML; `load` of it gives the same recipe. RecipeError if it is too large for that."""
+    text = strict_yaml.write(to_mapping(recipe))
+    if len(text.encode()) > strict_yaml.LARGEST_BYTES:
+        raise RecipeError(f"the recipe with every default written out is larger than {strict_yaml.LARGEST}")
+    return text
 
 
 def json_schema() -> dict[str, Any]:
@@ -125,7 +132,10 @@ def _contradictions(recipe: Recipe, draft: Draft) -> Iterator[tuple[Keys, str]]:
     """Keys that are right in themselves but not in this recipe, each with a sentence."""
     data, train, masking, schedule = recipe.data, recipe.train, recipe.masking, recipe.schedule
     if recipe.name in (".", "..") or re.search(r"[/\\\x00-\x1f]", recipe.name):
-        yield ("name",), f"{recipe.name!r} cannot name a folder; leave out slashes (output_dir says where a run goes)"
+        said = "cannot name a folder; leave out slashes (output_dir says where a run goes)"
+        yield ("name",), f"{quoted(recipe.name)} {said}"
+    elif (size := len(recipe.name.encode(errors="replace"))) > LONGEST_NAME:
+        yield ("name",), f"is {size} bytes long; a folder's name has {LONGEST_NAME} at most"
     if not data.sources:
         yield ("data", "sources"), "missing; give one source or more, for example [{builtin: everyday}]"
     if data.validation == ():
@@ -159,7 +169,7 @@ def _contradictions(recipe: Recipe, draft: Draft) -> Iterator[tuple[Keys, str]]:
     if recipe.hub.push == "checkpoints" and not recipe.hub.repo_id:
         yield ("hub", "push"), "checkpoints goes with hub.repo_id, which is missing"
     if recipe.hub.repo_id and (problem := repo_id_problem(recipe.hub.repo_id)):
-        yield ("hub", "repo_id"), f"{recipe.hub.repo_id!r} {problem}"
+        yield ("hub", "repo_id"), f"{quoted(recipe.hub.repo_id)} {problem}"
     yield from _not_there_yet(recipe)
 
 

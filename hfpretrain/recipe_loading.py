@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import re
 import typing
 from pathlib import Path
@@ -19,13 +20,13 @@ import yaml
 from hfpretrain import strict_yaml
 from hfpretrain.amounts import Amount
 from hfpretrain.errors import RecipeError
+from hfpretrain.recipe_contents import DEEPEST, Keys, cleaned, dotted, printable
 from hfpretrain.recipe_types import advice, alias, choice, fits, hints_of, options_of, shown, unknown_key, unwrapped
-
-Keys = tuple[str | int, ...]
-"""The way to a value: ("data", "sources", 0, "weight")."""
+from hfpretrain.secrets import without_secrets, without_values
 
 _AFTER_ALL_LINES = 2**62
 _LARGEST_NUMBER = 2**63 - 1
+_MOST_PROBLEMS, _LONGEST_SENTENCE = 50, 1000
 _WRONG: Any = object()
 
 
@@ -38,6 +39,10 @@ class Draft:
     values: dict[str, Any] = dataclasses.field(default_factory=dict)
     origins: dict[Keys, tuple[int, str]] = dataclasses.field(default_factory=dict)
     problems: list[tuple[Keys, str]] = dataclasses.field(default_factory=list)
+    doubted: set[Keys] = dataclasses.field(default_factory=set)
+    """Every key at or above a problem."""
+    at_fault: set[Keys] = dataclasses.field(default_factory=set)
+    """Every key that has a problem itself."""
     broken_overrides: list[str] = dataclasses.field(default_factory=list)
 
     @staticmethod
@@ -49,7 +54,7 @@ class Draft:
             node = strict_yaml.parse(text)
         except strict_yaml.SyntaxProblem as error:
             where = f"{path}:{error.line}:{error.column}"
-            raise RecipeError(f"{where}: not valid YAML: {error}", hint=error.hint) from None
+            raise RecipeError(_sentence(f"{where}: not valid YAML: {error}"), hint=error.hint) from None
         draft = Draft(root, str(path))
         values = draft._plain(node, ()) if node else None
         if values is None:
@@ -64,18 +69,29 @@ class Draft:
         """Takes a mapping from Python, which stays as it is."""
         if not isinstance(mapping, dict):
             raise RecipeError(f"a recipe is a mapping, not {shown(mapping)}")
-        return Draft(root, values=copy.deepcopy(mapping))
+        try:
+            return Draft(root, values=copy.deepcopy(mapping))
+        except RecursionError:
+            raise RecipeError("the mapping is nested too deeply") from None
 
     def override(self, text: str) -> None:
         """Applies `KEY=VALUE`: dotted keys and list indices on the left, YAML on the right."""
         key, equals, written = text.partition("=")
-        label = f"override {text if len(text) <= 80 else text[:77] + '...'}"
-        if not equals or not all(key.strip().split(".")):
+        parts = key.strip().split(".")
+        said = without_values(text)
+        label = f"override {said if len(said) <= 80 else said[:77] + '...'}"
+        if not equals or not all(parts):
             self.broken_overrides.append(f"{label}: write KEY=VALUE, for example train.duration=50")
+            return
+        if len(parts) > DEEPEST:
+            self.broken_overrides.append(f"{label}: the key has {len(parts)} parts, more than any")
+            return
+        if len(text) > strict_yaml.LARGEST_BYTES:
+            self.broken_overrides.append(f"{label}: it is larger than {strict_yaml.LARGEST}")
             return
         try:
             node = strict_yaml.parse(written)
-            self._set(key.strip().split("."), node, (_AFTER_ALL_LINES, label))
+            self._set(parts, node, (_AFTER_ALL_LINES, label))
         except strict_yaml.SyntaxProblem as error:
             then = f"; {error.hint}" if error.hint else ""
             self.broken_overrides.append(f"{label}: the value is not valid YAML: {error}{then}")
@@ -107,11 +123,13 @@ class Draft:
     def wrong(self, keys: Keys, message: str) -> Any:
         """Notes an error at a key."""
         self.problems.append((keys, message))
+        self.at_fault.add(keys)
+        self.doubted.update(keys[:length] for length in range(len(keys) + 1))
         return _WRONG
 
     def doubtful(self, keys: Keys) -> bool:
         """Whether an error is noted at this key, above it or below it."""
-        return any(at[: len(keys)] == keys[: len(at)] for at, _ in self.problems)
+        return keys in self.doubted or any(keys[:length] in self.at_fault for length in range(len(keys)))
 
     def given(self, keys: Keys) -> bool:
         """Whether there is a value at this key; null and empty collections are none."""
@@ -127,9 +145,13 @@ class Draft:
         """Raises one RecipeError with a line per error, in the order of the file, overrides last."""
         lines = [(*self._origin(keys), f"{dotted(keys)}: {message}") for keys, message in self.problems]
         lines.sort(key=lambda line: line[0])
-        sentences = [f"{where}: {what}" if where else what for _, where, what in lines] + self.broken_overrides
+        found = [f"{where}: {what}" if where else what for _, where, what in lines] + self.broken_overrides
+        sentences = list(dict.fromkeys(_sentence(sentence) for sentence in found))
+        if len(sentences) > _MOST_PROBLEMS:
+            more = f"and {len(sentences) - _MOST_PROBLEMS} more errors"
+            sentences[_MOST_PROBLEMS:] = [f"{self.label}: {more}" if self.label else more]
         if sentences:
-            raise RecipeError("\n".join(dict.fromkeys(" ".join(sentence.split("\n")) for sentence in sentences)))
+            raise RecipeError("\n".join(sentences))
 
     def _origin(self, keys: Keys) -> tuple[int, str]:
         known = (self.origins[keys[:length]] for length in range(len(keys), 0, -1) if keys[:length] in self.origins)
@@ -143,6 +165,9 @@ class Draft:
             except ValueError as error:
                 self.wrong(keys, str(error))
                 return None
+        if problem := strict_yaml.tag_problem(node):
+            self.wrong(keys, problem)
+            return None
         if not isinstance(node, yaml.MappingNode):
             for index, child in enumerate(node.value):
                 self._place((*keys, index), child, origin)
@@ -154,6 +179,10 @@ class Draft:
                 self.wrong((*keys, "?"), "a key is one word, not a list or a mapping")
                 continue
             here = (*keys, str(key_node.value))
+            if problem := strict_yaml.tag_problem(key_node):
+                self._place(here, key_node, origin)
+                self.wrong(here, problem)
+                continue
             first = self.origins[here] if here[-1] in values else None
             self._place(here, key_node, origin)
             if first:
@@ -169,6 +198,7 @@ class Draft:
 
     def build(self) -> Any:
         """The dataclass that the values say. A field that is wrong is noted and gets its default, or None."""
+        self.values = cleaned(self.values, self.wrong)
         return self._mapping(self.values, self.root, ())
 
     def _mapping(self, values: dict[str, Any], kind: type, keys: Keys) -> Any:
@@ -213,7 +243,7 @@ class Draft:
             try:
                 return _plain_copy(value)
             except TypeError as error:
-                return self.wrong(keys, f"holds {error}, which a YAML file cannot hold")
+                return self.wrong(keys, f"holds {error}")
         if kind is str and not value.strip():
             return self.wrong(keys, "is empty")
         if kind is int or kind is float:
@@ -234,9 +264,10 @@ class Draft:
         return _WRONG if _WRONG in read else read
 
 
-def dotted(keys: Keys) -> str:
-    """How errors and overrides spell a way to a value: data.sources.0.weight."""
-    return ".".join(map(str, keys))
+def _sentence(text: str) -> str:
+    """A line of an error: without secrets or line ends, and not endless whatever it quotes."""
+    text = printable(without_secrets(text))
+    return text if len(text) <= _LONGEST_SENTENCE else text[: _LONGEST_SENTENCE - 3] + "..."
 
 
 def to_plain(value: Any) -> Any:
@@ -256,6 +287,8 @@ def _plain_copy(value: Any) -> Any:
         return {str(key): _plain_copy(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain_copy(item) for item in value]
+    if isinstance(value, float) and math.isnan(value):
+        raise TypeError("nan, which is no number")
     if value is None or isinstance(value, str | int | float):
         return value
-    raise TypeError(shown(value))
+    raise TypeError(f"{shown(value)}, which a YAML file cannot hold")

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from hfpretrain.amounts import Amount, amount_schema
 from hfpretrain.errors import nearest
+from hfpretrain.secrets import without_secrets
 
 
 class Range(NamedTuple):
@@ -115,12 +116,18 @@ def shown(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "a list"
     if isinstance(value, str):
-        return f"the text {value if len(value) <= 40 else value[:37] + '...'!r}"
+        return f"the text {quoted(value)}"
     if value is None or isinstance(value, bool):
         return {None: "nothing", True: "true", False: "false"}[value]
     if isinstance(value, int | float):
         return repr(value) if isinstance(value, float) or abs(value) < 2**64 else "a huge number"
     return f"a Python {type(value).__name__}"
+
+
+def quoted(text: str) -> str:
+    """A text in quotes, without secrets, and only its beginning if it is long."""
+    text = without_secrets(text)
+    return repr(text if len(text) <= 40 else text[:37] + "...")
 
 
 def advice(value: Any, hint: Any) -> str:

@@ -104,6 +104,11 @@ class Run:
 
     @property
     def state(self) -> State:
+        try:
+            self.path.exists()
+        except (OSError, ValueError) as error:  # too long
+            why = getattr(error, "strerror", None) or error
+            raise RunError(f"output_dir: {self.path} cannot be a folder: {why}", hint="choose another") from None
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"output_dir: {self.path} is a file", hint="choose another output_dir")
         if self.report_file.exists():
@@ -115,14 +120,14 @@ class Run:
     def report(self) -> dict[str, Any]:
         """report.json; RunError where there is none or it does not parse."""
         try:
-            report: dict[str, Any] = json.loads(self.report_file.read_text(encoding="utf-8"))
+            report: dict[str, Any] = dict(json.loads(self.report_file.read_text(encoding="utf-8")))
         except FileNotFoundError:
             raise RunError(
                 f"{self.path} is not a finished run: it has no {self.report_file.name}",
                 hint=f"go on with it: hfpretrain train {self.recipe_file} --resume",
             ) from None
-        except ValueError as error:
-            raise RunError(f"{self.report_file}: not JSON ({error})") from None
+        except (ValueError, TypeError, RecursionError) as error:
+            raise RunError(f"{self.report_file}: no JSON object ({error})") from None
         return report
 
     def metrics(self) -> list[dict[str, Any]]:

@@ -7,7 +7,9 @@ aliases and tags are refused.
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,6 +29,11 @@ _PLAIN = (
 )
 _TAG = "tag:yaml.org,2002:"
 
+LARGEST, LARGEST_BYTES = "1 MiB", 2**20
+"""No recipe is larger, and PyYAML takes a second for each megabyte."""
+_DEEPEST = 60
+"""Levels of mappings and lists in each other, long before Python gives up."""
+
 
 class SyntaxProblem(Exception):
     """Text that is not YAML: what is wrong, the line and the column (from 1), and what to do."""
@@ -38,14 +45,20 @@ class SyntaxProblem(Exception):
 
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
+    depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event = self.peek_event()  # type: ignore[no-untyped-call]
+        if self.depth > _DEEPEST:
+            raise yaml.composer.ComposerError(None, None, "it is nested too deeply", event.start_mark)
         if getattr(event, "anchor", None) is not None:
             raise yaml.composer.ComposerError(
                 None, None, "anchors and aliases have no meaning in a recipe", event.start_mark
             )
-        return super().compose_node(parent, index)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 class _Dumper(yaml.SafeDumper):
@@ -88,7 +101,7 @@ def scalar(node: yaml.ScalarNode) -> str | int | float | bool | None:
     if kind == "str":
         return text
     if pattern is None or not re.fullmatch(pattern, text):
-        raise ValueError(f"the tag {node.tag!r} has no meaning in a recipe; write the plain value")
+        raise ValueError(tag_problem(node) or f"{text!r} is not what its tag says; write the plain value")
     if kind == "int":
         if len(text) > 1000:
             raise ValueError(f"a number of {len(text)} digits")
@@ -96,6 +109,15 @@ def scalar(node: yaml.ScalarNode) -> str | int | float | bool | None:
     if kind == "float":
         return float(re.sub(r"\.(?=[iInN])", "", text))
     return text.lower() == "true" if kind == "bool" else None
+
+
+def tag_problem(node: yaml.Node) -> str | None:
+    """Why a node's tag is refused, or None for the tags that plain YAML has by itself."""
+    known = {"map", "seq", "str", *(kind for kind, _, _ in _PLAIN)}
+    if node.tag in {_TAG + kind for kind in known}:
+        return None
+    tag = node.tag if len(node.tag) <= 60 else f"{node.tag[:57]}..."
+    return f"the tag {tag!r} has no meaning in a recipe; write the plain value"
 
 
 def write(values: dict[str, Any]) -> str:
@@ -106,7 +128,7 @@ def write(values: dict[str, Any]) -> str:
 def read_text(path: str | Path, *, hint: str) -> str:
     """The text of a UTF-8 file. Raises RecipeError; `hint` goes with a file that is not there."""
     try:
-        data = Path(path).read_bytes()
+        data = _read(path)
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such file", hint=hint) from None
     except IsADirectoryError:
@@ -115,12 +137,27 @@ def read_text(path: str | Path, *, hint: str) -> str:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise RecipeError(f"{str(path)!r}: cannot be read: {error}") from None
+    if len(data) > LARGEST_BYTES:
+        raise RecipeError(f"{path}: larger than {LARGEST}, which no recipe is", hint="name data files in data.sources")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         byte = error.object[error.start]
         raise RecipeError(f"{path}:{line}: not UTF-8 (byte 0x{byte:02x})", hint="save the file as UTF-8") from None
+
+
+def _read(path: str | Path) -> bytes:
+    """The bytes of a regular file, LARGEST_BYTES + 1 at most: a device or a pipe could go on for ever."""
+    with open(path, "rb", opener=_without_waiting) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise RecipeError(f"{path}: a pipe or a device, not a recipe", hint="give the path of a YAML file")
+        return file.read(LARGEST_BYTES + 1)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Opens a file; a pipe too, at whose other end is nobody."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _line_and_column(text: str, position: int) -> tuple[int, int]:

@@ -229,7 +229,7 @@ def test_what_cannot_be_pushed_is_said_before_anything_is_sent(
     broken: dict[str, tuple[str, Callable[[Path], object], str]] = {
         "cut": ("model.safetensors", lambda path: path.write_bytes(path.read_bytes()[:-10]), "no whole model"),
         "missing": ("model.safetensors", Path.unlink, "model.safetensors is missing"),
-        "config": ("config.json", lambda path: path.write_text("{"), "no whole model"),
+        "config": ("config.json", lambda path: path.write_text("{"), "config.json cannot be read"),
     }
     for name, (file, damage, said) in broken.items():
         shutil.copytree(finished.path, tmp_path / name)

@@ -225,7 +225,7 @@ def test_all_errors_come_at_once_in_the_order_of_the_file(write: Any) -> None:
         ("a: 1\n---\nb: 2\n", "recipe.yaml:2:1: not valid YAML: expected a single document", None),
         ('a: "\\UFFFFFFFF"\n', "recipe.yaml:1:1: not valid YAML: an escaped character does not exist", None),
         ("a: 1\nb: \x00\n", "recipe.yaml:2:4: not valid YAML: the character '\\x00' is not allowed", None),
-        ("a: " + "[" * 5000, "recipe.yaml:1:1: not valid YAML: it is nested too deeply", None),
+        ("a: " + "[" * 5000, "recipe.yaml:1:64: not valid YAML: it is nested too deeply", None),
     ],
 )
 def test_what_is_no_recipe_is_said_in_a_sentence(write: Any, text: str, says: str, hint: str | None) -> None:

@@ -14,8 +14,9 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from hfpretrain.data.sources import open_source
-from hfpretrain.data.tokens import TokenStore, cache_folder, end_of_document, prepare
+from hfpretrain.data.tokens import TokenStore, end_of_document, prepare
 from hfpretrain.errors import DataError
+from hfpretrain.files import cache_folder
 from hfpretrain.recipe import Source
 
 

@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase
 from hfpretrain.data.encoding import Encoder, Piece
 from hfpretrain.data.sources import Document, OpenSource
 from hfpretrain.errors import DataError, StorageError
-from hfpretrain.files import bytes_below, free_bytes, lack_of_room, size_in_words
+from hfpretrain.files import bytes_below, cache_folder, free_bytes, lack_of_room, size_in_words
 
 log = logging.getLogger(__name__)
 
@@ -116,13 +116,6 @@ def end_of_document(tokenizer: PreTrainedTokenizerBase, objective: Literal["clm"
     ids: tuple[int | None, int | None] = (tokenizer.eos_token_id, tokenizer.sep_token_id)
     first, second = ids if objective == "clm" else ids[::-1]
     return second if first is None else first
-
-
-def cache_folder() -> Path:
-    """Where prepared tokens are kept: $HFPRETRAIN_CACHE, else hfpretrain in $XDG_CACHE_HOME or ~/.cache."""
-    if own := os.environ.get("HFPRETRAIN_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hfpretrain"
 
 
 def _write(

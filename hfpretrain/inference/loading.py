@@ -16,6 +16,7 @@ from hfpretrain import hub
 from hfpretrain.errors import HFPretrainError, ModelError, UserError
 from hfpretrain.inference.causal import CausalLM
 from hfpretrain.inference.masked import MaskedLM
+from hfpretrain.model_files import check_model_files
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,8 @@ def load(model: str | Path, *, objective: Objective | None = None, device: str |
     except HFPretrainError:
         raise
     except Exception as error:
+        if "ignore_mismatched_sizes" in str(error):
+            raise ModelError(f"the weights of {name} have other shapes than its config.json says") from error
         raise hub.explain(error, name, kind="model") from error
     if report["missing_keys"]:
         raise ModelError(
@@ -87,6 +90,7 @@ def _model_folder(place: Path, name: str) -> Path:
     whole = {int(step[1]): folder for folder, step in steps.items() if step and holds_model(folder)}
     if whole:
         newest = whole[max(whole)]
+        check_model_files(newest)
         log.info("%s is not finished: its newest checkpoint, %s, is used", name, newest.relative_to(place))
         return newest
     if not (place / "config.json").is_file():

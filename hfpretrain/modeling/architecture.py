@@ -18,6 +18,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from hfpretrain.errors import ModelError, nearest
+from hfpretrain.model_files import MOST_LAYERS, NUMBER_OF_PARTS
 
 Objective = Literal["clm", "mlm"]
 
@@ -100,6 +101,9 @@ def checked_keys(config_class: type[PreTrainedConfig], given: Mapping[str, Any],
             continue
         if isinstance(value, int) and value < 0 and re.search(r"^(num|n)_|_(size|dim|embeddings)$", key):
             problems.append(f"{prefix}.{key} is {value}, and cannot be negative")
+            continue
+        if isinstance(value, int) and value > MOST_LAYERS and NUMBER_OF_PARTS.fullmatch(key):
+            problems.append(f"{prefix}.{key} is {value}, and no model has more than {MOST_LAYERS}")
             continue
         name = aliases.get(key, key)
         if name in settings:

@@ -5,7 +5,6 @@ longer than the position table, a "causal" model that sees later words. Here eac
 """
 
 import inspect
-import json
 import logging
 import os
 from pathlib import Path
@@ -42,6 +41,7 @@ from hfpretrain.recipe import Recipe
 
 log = logging.getLogger(__name__)
 
+_SMALLER = "make it smaller under model.config: keys that are left out have the architecture's own sizes"
 _AUTO_MODEL = {"clm": AutoModelForCausalLM, "mlm": AutoModelForMaskedLM}
 
 
@@ -71,6 +71,7 @@ def load_model(name: str, objective: Objective, **kwargs: Any) -> PreTrainedMode
     _check_objective(config, name, objective)
     try:
         with quiet():
+            _check_memory(_outline(config, objective), hint="take a smaller model, or check its config.json")
             model, loading = _AUTO_MODEL[objective].from_pretrained(
                 place,
                 config=config,
@@ -78,6 +79,8 @@ def load_model(name: str, objective: Objective, **kwargs: Any) -> PreTrainedMode
                 ignore_mismatched_sizes=True,  # said below, in one sentence
                 **{"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False, **kwargs},
             )
+    except HFPretrainError:
+        raise
     except Exception as error:
         if Path(place).is_dir() and not any(Path(place).glob("*.safetensors")):
             raise ModelError(
@@ -139,10 +142,9 @@ def _from_scratch(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrai
         with quiet():
             config = AutoConfig.for_model(architecture, **settings)
             _drop_other_ids(config, tokenizer)
-            with torch.device("meta"):
-                outline = auto_model.from_config(config)
+            outline = _outline(config, recipe.objective)
             _fit_positions(config, outline, recipe, given_by_user=_position_key(config_class) in settings)
-            _check_memory(count_parameters(outline))
+            _check_memory(outline, hint=_SMALLER)
             model: PreTrainedModel = auto_model.from_config(config, dtype=torch.float32)
     except HFPretrainError:
         raise
@@ -188,8 +190,16 @@ def _rows_before_positions(model: nn.Module) -> int:
     return max((table.padding_idx + 1 for table in tables if table.padding_idx is not None), default=0)
 
 
-def _check_memory(parameters: int) -> None:
+def _outline(config: PreTrainedConfig, objective: Objective) -> nn.Module:
+    """The model without numbers, which takes no memory whatever its sizes."""
+    with torch.device("meta"):
+        outline: nn.Module = _AUTO_MODEL[objective].from_config(config)
+    return outline
+
+
+def _check_memory(outline: nn.Module, *, hint: str) -> None:
     """Says what would otherwise end in the system killing the process."""
+    parameters = count_parameters(outline)
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -198,7 +208,7 @@ def _check_memory(parameters: int) -> None:
         raise ModelError(
             f"the model has {parameters / 1e9:.1f}B parameters, {parameters * 4 / 1e9:.0f} GB in float32,"
             f" and this machine has {memory / 1e9:.0f} GB of memory",
-            hint="make it smaller under model.config: keys that are left out have the architecture's own sizes",
+            hint=hint,
         )
 
 
@@ -243,18 +253,9 @@ def _load_config(place: str, name: str) -> PreTrainedConfig:
             hint="give the folder of a finished run or of a saved model",
         )
     try:
-        if folder.is_dir():
-            written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            if not isinstance(written, dict):
-                raise ValueError("it is not a JSON object")
         with quiet():
             return AutoConfig.from_pretrained(place, trust_remote_code=False)
     except Exception as error:
-        if "trust_remote_code" in str(error):
-            raise ModelError(
-                f"{name} needs code of its own, and code from elsewhere is never run",
-                hint="take a model whose architecture is part of transformers",
-            ) from error
         if folder.is_dir():
             raise ModelError(f"{name}/config.json cannot be read: {sentence(error)}") from error
         raise explain(error, name, kind="model") from error

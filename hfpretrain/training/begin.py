@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hfpretrain.amounts import count, span
-from hfpretrain.errors import RunError
+from hfpretrain.errors import CheckpointError, RunError
 from hfpretrain.evaluation import Evaluated
 from hfpretrain.files import move_files, write_whole
 from hfpretrain.recipe import dump
@@ -49,15 +49,18 @@ class Progress:
 
     @staticmethod
     def of(saved: dict[str, Any]) -> "Progress":
-        """From what `asdict` gave; keys of another version are left out."""
-        known = {each.name for each in fields(Progress)}
-        values = {key: value for key, value in saved.items() if key in known}
-        values |= {key: Window(**values[key]) for key in ("window", "steady") if key in values}
-        if "judged" in values:
-            values["judged"] = Judged(**values["judged"])
-        if values.get("evaluated"):
-            values["evaluated"] = Evaluated(**values["evaluated"])
-        return Progress(**values)
+        """From what `asdict` gave; keys of another version are left out. CheckpointError where it is something else."""
+        try:
+            known = {each.name for each in fields(Progress)}
+            values = {key: value for key, value in saved.items() if key in known}
+            values |= {key: Window(**values[key]) for key in ("window", "steady") if key in values}
+            if "judged" in values:
+                values["judged"] = Judged(**values["judged"])
+            if values.get("evaluated"):
+                values["evaluated"] = Evaluated(**values["evaluated"])
+            return Progress(**values)
+        except (TypeError, AttributeError) as error:
+            raise CheckpointError(f"the progress that a checkpoint holds cannot be read: {error}") from error
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -21,6 +21,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfpretrain.errors import CheckpointError
 from hfpretrain.files import bytes_below, commit_folder, free_bytes, lack_of_room, make_folder, remove, size_in_words
+from hfpretrain.hub import first_line
+from hfpretrain.model_files import check_model_files
 from hfpretrain.run import PROGRESS, list_checkpoints
 
 log = logging.getLogger(__name__)
@@ -140,7 +142,22 @@ def set_aside_later(path: Path, accelerator: Accelerator) -> None:
 
 
 def restore_checkpoint(path: Path, accelerator: Accelerator, model: torch.nn.Module) -> dict[str, Any]:
-    """Loads weights, optimizer and gradient scaler in place; returns the progress that was saved."""
+    """Loads weights, optimizer and gradient scaler in place; returns the progress that was saved.
+
+    Accelerate reads its pickles with weights_only, which makes tensors and numbers and calls nothing. Raises
+    CheckpointError for files that are whole but hold something else.
+    """
+    check_model_files(path)
+    try:
+        return _restored(path, accelerator, model)
+    except Exception as error:  # what a pickle, a JSON file or weights of another shape raise
+        what = f"{type(error).__name__}: {first_line(error)}"
+        raise CheckpointError(
+            f"{path} cannot be read ({what})", hint="remove it, and --resume goes on from the one before it"
+        ) from error
+
+
+def _restored(path: Path, accelerator: Accelerator, model: torch.nn.Module) -> dict[str, Any]:
     plain: PreTrainedModel = accelerator.unwrap_model(model, keep_torch_compile=False)
     # transformers may keep weights in another layout on disk than in memory; its loader knows how to go back.
     saved = type(plain).from_pretrained(path, dtype=torch.float32, use_safetensors=True, local_files_only=True)

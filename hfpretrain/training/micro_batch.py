@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hfpretrain import hardware
-from hfpretrain.data.tokens import cache_folder
-from hfpretrain.files import write_whole
+from hfpretrain.files import cache_folder, write_whole
 
 if TYPE_CHECKING:
     from hfpretrain.training.session import Session
