@@ -151,10 +151,13 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 def checkpoint_damage(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None if it is whole and of the step that its name says."""
-    what = damage(path, of=path.name)
-    if what is None and path.name != f"step-{json.loads((path / PROGRESS).read_text(encoding='utf-8'))['step']:08d}":
-        return f"{PROGRESS} is of another step"
-    return what
+    if what := damage(path, of=path.name):
+        return what
+    try:
+        step = json.loads((path / PROGRESS).read_text(encoding="utf-8"))["step"]
+        return None if path.name == f"step-{step:08d}" else f"{PROGRESS} is of another step"
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{PROGRESS} cannot be read"
 
 
 def newest_whole(folder: Path) -> Path | None:

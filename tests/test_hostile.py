@@ -25,6 +25,7 @@ import hfpretrain
 from hfpretrain import recipe as recipes
 from hfpretrain import secrets
 from hfpretrain.errors import CheckpointError, DataError, HFPretrainError, ModelError, RecipeError, RunError, UserError
+from hfpretrain.files import _digest_of, damage, write_manifest
 from hfpretrain.hub import locate
 from hfpretrain.modeling.model import load_model
 from hfpretrain.modeling.tokenizer import load_tokenizer
@@ -481,7 +482,7 @@ def test_the_layout_of_the_hubs_cache_goes_on_working(folder: Path) -> None:
     snapshot, blobs = repository / "snapshots" / "abc", repository / "blobs"
     snapshot.mkdir(parents=True)
     blobs.mkdir()
-    for path in folder.iterdir():
+    for path in [each for each in folder.iterdir() if each.name != "manifest.json"]:  # which is not pushed
         blob = blobs / hashlib.sha256(path.name.encode()).hexdigest()
         path.rename(blob)
         (snapshot / path.name).symlink_to(Path("../../blobs") / blob.name)
@@ -506,10 +507,8 @@ def test_a_hostile_checkpoint_runs_nothing(tmp_path: Path, run: Run, file: str) 
     checkpoint = copy / "checkpoints" / "step-00000004"
     content = b"[5]" if file.endswith(".json") else pickle.dumps(Runs(tmp_path / "ran"), protocol=2)
     (checkpoint / file).write_bytes(content)
-    manifest = json.loads((checkpoint / "manifest.json").read_text())
-    manifest["files"][file] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
-    if file in ("random_states_0.pkl", "other"):  # of no use to a run
+    write_manifest(checkpoint, of=checkpoint.name)
+    if file in ("random_states_0.pkl", "other", "progress.json"):  # of no use to a run, or seen to be damaged
         hfpretrain.train(recipe, resume=True)
     else:
         with pytest.raises((CheckpointError, ModelError), match="cannot be read"):
@@ -518,13 +517,12 @@ def test_a_hostile_checkpoint_runs_nothing(tmp_path: Path, run: Run, file: str) 
 
 
 def test_a_manifest_that_names_files_elsewhere_is_damage(tmp_path: Path, run: Run) -> None:
-    from hfpretrain.files import damage
-
     shutil.copytree(run.checkpoints / "step-00000004", tmp_path / "step-1")
     manifest = tmp_path / "step-1" / "manifest.json"
     for name in ("/dev/zero", "../../../etc/passwd", "."):
-        manifest.write_text(json.dumps({"files": {name: {"bytes": 0, "sha256": ""}}}))
-        assert damage(tmp_path / "step-1") is not None
+        content = {"of": "step-1", "files": {name: {"bytes": 0, "sha256": hashlib.sha256(b"").hexdigest()}}}
+        manifest.write_text(json.dumps(content | {"sha256": _digest_of(content)}))
+        assert (damage(tmp_path / "step-1") or "").startswith(name)
 
 
 # ------------------------------------------------------------------------------------------------- names and writes

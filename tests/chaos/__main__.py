@@ -31,7 +31,9 @@ class Case:
     def run(self, seed: int) -> tuple[str, ...]:
         """Its row of the table."""
         began = time.time()
-        outcome = self.experiment.run(self.name, *self.disturbances, seed=f"{seed}/{self.name}")
+        outcome = self.experiment.run(
+            self.name, *self.disturbances, seed=f"{seed}/{self.experiment.folder.name}/{self.name}"
+        )
         say(f"{self.experiment.folder.name}/{self.name}: {outcome.ended}; {time.time() - began:.0f} s")
         return row(
             self.experiment, self.kind if outcome.ended == "killed" else f"{self.kind}: {outcome.ended}", outcome
