@@ -6,6 +6,7 @@ import os
 import shlex
 import signal
 import sys
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -256,15 +257,12 @@ def verify(
     prepare_environment()
     from hfpretrain import verify
 
-    findings = []
+    good = True
     with stop_on_signals():
-        for finding in verify.verify(run):
-            findings.append(finding)
+        for finding in chain(verify.verify(run), verify.replay(run, replay) if replay else ()):
+            good &= finding.good
             typer.echo(f"{finding.what:<36} {finding.found}")
-        for finding in verify.replay(run, replay) if replay else ():
-            findings.append(finding)
-            typer.echo(f"{finding.what:<36} {finding.found}")
-    if not all(finding.good for finding in findings):
+    if not good:
         leave(1)
 
 
@@ -359,7 +357,7 @@ def main() -> NoReturn:
         typer.echo(f"error: {without_secrets(str(error))}", err=True)
         leave(error.exit_status)
     except StopNow as stop:
-        typer.echo(f"stopped by signal {stop.signal}; there was nothing to save", err=True)
+        typer.echo(f"error: {stop}", err=True)
         leave(128 + stop.signal)
     except KeyboardInterrupt:
         typer.echo("stopped", err=True)

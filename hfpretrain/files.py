@@ -126,6 +126,7 @@ def free_bytes(folder: Path) -> int:
 
 
 def size_in_words(count: float) -> str:
+    """Bytes with one decimal: `15.7 MB`, `1.2 GB`."""
     return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 

@@ -1,7 +1,6 @@
 """The process that the command line runs in: what libraries read when they are imported, stderr, and how it ends."""
 
 import contextlib
-import ctypes
 import logging
 import os
 import signal
@@ -41,6 +40,8 @@ def follow_launcher() -> None:
     launched = "TORCHELASTIC_RUN_ID" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
     if not launched or LAUNCHER_ENDED is None:
         return
+    import ctypes  # not before: most commands have no launcher
+
     launcher = os.getppid()
     with contextlib.suppress(OSError, AttributeError):  # a C library without it
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, LAUNCHER_ENDED)

@@ -12,7 +12,7 @@ from typing import Any
 
 from hfpretrain.errors import RunError, Stopped
 from hfpretrain.files import MANIFEST, damage, digest
-from hfpretrain.recipe import Checkpoints, Hub, Recipe, load
+from hfpretrain.recipe import Hub, Recipe, load
 from hfpretrain.run import Run, checkpoint_damage, list_checkpoints, step_of
 from hfpretrain.training.loop import train
 
@@ -117,11 +117,8 @@ def _copy_back(run: Run, copy: Run, checkpoint: Path) -> None:
 
 def _alone(recipe: Recipe, copy: Run) -> Recipe:
     """The recipe, for the copy, with nothing sent anywhere."""
-    checkpoints = dataclasses.replace(recipe.checkpoints, keep=max(recipe.checkpoints.keep, Checkpoints().keep))
     train = dataclasses.replace(recipe.train, max_time=None)
-    return dataclasses.replace(
-        recipe, output_dir=str(copy.path), hub=Hub(), trackers=(), checkpoints=checkpoints, train=train
-    )
+    return dataclasses.replace(recipe, output_dir=str(copy.path), hub=Hub(), trackers=(), train=train)
 
 
 def _same_metrics(run: Run, copy: Run, start: int, end: int) -> Finding:

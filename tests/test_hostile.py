@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -274,6 +275,11 @@ def test_ordinary_words_are_no_secrets(write: Any) -> None:
         assert secrets.without_secrets(text) == text
 
 
+def refused(refusal: Fault, number: int, request: Request) -> Fault | None:
+    """That answer to whatever would change something on the Hub."""
+    return refusal if writes(request) else None
+
+
 def test_no_token_is_ever_written_or_said(tmp_path: Path, hfpretrain: Command) -> None:
     """A run that is pushed, one whose push fails with the token in the Hub's answer, and a wrong recipe."""
     wandb = "0123456789canary0123456789canary01234567"
@@ -285,7 +291,7 @@ def test_no_token_is_ever_written_or_said(tmp_path: Path, hfpretrain: Command) -
         with LoopbackHub() as hub:
             if name == "refused":
                 refusal = Fault(403, f"{TOKEN} and {wandb} may not")
-                hub.fault = lambda number, request: refusal if writes(request) else None  # noqa: B023
+                hub.fault = partial(refused, refusal)
             environment = {
                 "HFPRETRAIN_CACHE": str(tmp_path / "cache"),
                 "HF_HOME": str(tmp_path / "home"),

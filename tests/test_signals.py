@@ -22,6 +22,31 @@ def started(recipe: Path, **environment: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, cwd=recipe.parent, env=os.environ | environment, stderr=subprocess.PIPE, text=True)
 
 
+def stopped_at(recipe: Path, line: str) -> str:
+    """What a training says after SIGTERM, which is sent when it says a line that begins so; it ends with 143."""
+    with started(recipe) as process:
+        assert process.stderr
+        assert any(said.startswith(line) for said in process.stderr)
+        process.send_signal(signal.SIGTERM)
+        rest = process.stderr.read()
+    assert process.returncode == 128 + signal.SIGTERM, rest
+    return rest
+
+
+def test_a_signal_stops_and_resume_goes_on(tmp_path: Path, hfpretrain: Command) -> None:
+    """A real process, a real SIGTERM in the middle, exit status 143, and the weights of an undisturbed run."""
+    settings = ["train.duration=300", "checkpoints.every=1000", "evaluation.every=1000"]
+    file = tmp_path / "recipe.yaml"
+    file.write_text(dump(tiny_recipe(tmp_path, "mlm", *settings, name="stopped")))
+    rest = stopped_at(file, "step ")
+    assert "stopped by signal 15" in rest
+    assert "Traceback" not in rest
+    resumed = hfpretrain("train", file, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    whole = tiny_run(tmp_path, "mlm", *settings, name="whole")
+    assert same_weights(weights(whole), weights(tmp_path / "runs" / "stopped"))
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_while_data_is_prepared_ends_it_at_once(tmp_path: Path, number: signal.Signals) -> None:
     """It would take minutes; nothing is left behind, and no run that would ask for --resume."""
@@ -63,14 +88,7 @@ def test_a_signal_during_an_evaluation(tmp_path: Path, hfpretrain: Command) -> N
     settings = ["data.validation=80%", "train.micro_batch_size=1", "train.duration=8", "evaluation.every=6"]
     file = tmp_path / "recipe.yaml"
     file.write_text(dump(tiny_recipe(tmp_path, "mlm", *settings, name="stopped")))
-    with started(file) as process:
-        assert process.stderr
-        for line in process.stderr:
-            if line.startswith("step 6/"):
-                break
-        process.send_signal(signal.SIGTERM)
-        said = process.stderr.read()
-    assert process.returncode == 128 + signal.SIGTERM, said
+    said = stopped_at(file, "step 6/")
     assert "stopped by signal 15 after step 6; the run is saved" in said
     run = Run(tmp_path / "runs" / "stopped")
     assert "validation_loss" not in metrics(run)[-1], "the signal came too late to be one during the evaluation"

@@ -4,19 +4,16 @@ import json
 import math
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import Command
 from safetensors.torch import save_file
 from tiny import LLAMA, metrics, same_weights, tiny_recipe, tiny_run, weights
 
 from hfpretrain.errors import DataError, RecipeError, RunError, TrainingError
-from hfpretrain.recipe import dump
 from hfpretrain.run import Run
 from hfpretrain.training.loop import train
 
@@ -230,28 +227,6 @@ def test_going_on_from_a_run(tmp_path: Path) -> None:
     first = tiny_run(tmp_path, "mlm", name="first")
     more = tiny_run(tmp_path, "mlm", f"model={{from: {first.path}}}", "tokenizer={}", "optimizer.lr=1e-9", name="more")
     assert more.report()["validation_loss"] == pytest.approx(first.report()["validation_loss"], abs=1e-3)
-
-
-def test_a_signal_stops_and_resume_goes_on(tmp_path: Path, hfpretrain: Command) -> None:
-    """A real process, a real SIGTERM in the middle, exit status 143, and the weights of an undisturbed run."""
-    settings = ["train.duration=300", "checkpoints.every=1000", "evaluation.every=1000"]
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(dump(tiny_recipe(tmp_path, "mlm", *settings, name="stopped")))
-    command = [sys.executable, "-m", "hfpretrain", "train", str(recipe)]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr
-        for line in process.stderr:
-            if line.startswith("step "):
-                break
-        process.send_signal(signal.SIGTERM)
-        rest = process.stderr.read()
-    assert process.returncode == 128 + signal.SIGTERM, rest
-    assert "stopped by signal 15" in rest
-    assert "Traceback" not in rest
-    resumed = hfpretrain("train", recipe, "--resume")
-    assert resumed.returncode == 0, resumed.stderr
-    whole = tiny_run(tmp_path, "mlm", *settings, name="whole")
-    assert same_weights(weights(whole), weights(tmp_path / "runs" / "stopped"))
 
 
 def test_others_can_load_what_was_trained(tmp_path: Path) -> None:

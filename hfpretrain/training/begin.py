@@ -100,8 +100,6 @@ def begin(session: Session, *, changes: list[str], allow_changes: bool) -> tuple
         session.micro_batch_size = progress.micro_batch_size  # dropout depends on it
     if checkpoint is None and run.recipe_file.exists():
         log.info("%s has no checkpoint: it starts from the beginning", run.path)
-    if accelerator.is_main_process:
-        run.create()
     with written_by_all(accelerator, str(run.path), run.partial, SMALL_FILES):
         if accelerator.is_main_process:
             prune(run.checkpoints, recipe.checkpoints.keep)  # a kill may have come between saving one and this

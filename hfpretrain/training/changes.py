@@ -19,6 +19,7 @@ HARMLESS = {
 }
 """Keys, and blocks of keys, that a run may be resumed with other values of; each change is said."""
 LIBRARIES = ("python", "torch", "transformers", "accelerate", "tokenizers")
+"""What other versions of may give other last bits."""
 BUILT_IN = {"objective", "model", "tokenizer", "optimizer.name"}
 """Keys that made what a checkpoint holds: no run can go on with other values."""
 

@@ -57,8 +57,6 @@ def save_checkpoint(
                     hint="move it back and use --resume, or start again",
                 )
             make_folder(folder)
-            for left in folder.glob(".step-*"):  # by a process that was killed while it saved
-                shutil.rmtree(left)
             newest = next(iter(list_checkpoints(folder)), None)
             require_room(str(place), folder, max(needed, bytes_below(newest) if newest else 0))
             beside.mkdir()
@@ -110,7 +108,7 @@ def reason(error: Exception) -> str:
     """Why a write failed, in one line: libraries add theirs, and traces."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return first_line(error)
 
 
 def require_room(what: str, folder: Path, needed: int) -> None:

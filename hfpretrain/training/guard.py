@@ -7,7 +7,7 @@ of it is heard of when metrics are gathered.
 import logging
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -39,9 +39,6 @@ class Judged:
     spikes: int = 0
     recent: list[float] = field(default_factory=list)
     """The mean losses of the last steps, at most SPIKE_STEPS."""
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)

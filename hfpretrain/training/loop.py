@@ -70,7 +70,7 @@ def train(recipe: Recipe, *, resume: bool = False, allow_changes: bool = False, 
                     at, checkpoint = begin(session, changes=changes, allow_changes=allow_changes)
                     publisher = run_loop(session, at, checkpoint, request)
     except StopNow as stop:
-        raise Stopped(f"stopped by signal {stop.signal}; there was nothing to save", signal=stop.signal) from None
+        raise Stopped(str(stop), signal=stop.signal) from None
     finally:
         # The wrapped model has to go before the process group, and both before the process ends: gloo hangs or
         # aborts otherwise.
@@ -145,7 +145,7 @@ def run_loop(session: Session, at: Progress, checkpoint: Path | None, request: S
 
 def save_now(session: Session, metrics: Metrics, publisher: Publisher | None, at: Progress) -> None:
     """Saves a checkpoint, and has it pushed where the recipe says so."""
-    at.window, at.steady, at.judged = gathered(session, metrics), metrics.steady, session.judged
+    at.window, at.steady = gathered(session, metrics), metrics.steady
     at.judged.recent = session.guard.recent_losses()
     at.data, at.micro_batch_size = session.batches.fingerprint, session.micro_batch_size
     at.unsafe_lines = metrics.save()  # before the checkpoint: after a power loss no line up to it is missing

@@ -28,7 +28,7 @@ class StopNow(BaseException):
     """A signal came while there was nothing to save. No Exception: what catches those must not catch this."""
 
     def __init__(self, number: int) -> None:
-        super().__init__(f"signal {number}")
+        super().__init__(f"stopped by signal {number}; there was nothing to save")
         self.signal = number
 
 

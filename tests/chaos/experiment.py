@@ -17,9 +17,8 @@ from typing import Any
 from tiny import tiny_recipe
 
 from chaos.training import Training
-from hfpretrain.files import damage
 from hfpretrain.recipe import dump
-from hfpretrain.run import Run, list_checkpoints
+from hfpretrain.run import Run, checkpoint_damage, list_checkpoints
 
 SETTINGS = [
     *("output_dir=run", "train.duration=60", "train.log_every=3", "train.micro_batch_size=2"),
@@ -146,7 +145,8 @@ def lost(run: Path, *, saved: bool = False) -> str | None:
     Each step that was logged proves that the checkpoints due before it were saved; `saved` means that the last step
     was to be saved, too. The newest checkpoint and the one due before it have to be whole, always.
     """
-    whole = [int(path.name.removeprefix("step-")) for path in list_checkpoints(run / "checkpoints") if not damage(path)]
+    found = [path for path in list_checkpoints(run / "checkpoints") if not checkpoint_damage(path)]
+    whole = [int(path.name.removeprefix("step-")) for path in found]
     newest = max(whole, default=0)
     logged = max((line["step"] for line in Run(run).metrics()), default=0)
     needed = [logged] if saved else [step for step in DUE if step < logged][-1:]
