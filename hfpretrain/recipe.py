@@ -23,6 +23,7 @@ from hfpretrain.recipe_blocks import (
     Masking,
     Model,
     Optimizer,
+    Ramp,
     Recipe,
     Schedule,
     Source,
@@ -41,6 +42,7 @@ __all__ = [
     "Masking",
     "Model",
     "Optimizer",
+    "Ramp",
     "Recipe",
     "Schedule",
     "Source",
@@ -152,6 +154,9 @@ def _contradictions(recipe: Recipe, draft: Draft) -> Iterator[tuple[Keys, str]]:
         yield ("train", "micro_batch_size"), f"{micro} {relation} train.batch_size, {train.batch_size}"
     if masking.mask + masking.random > 1 + 1e-9 and not draft.doubtful(("masking", "mask")):
         yield ("masking", "random"), f"mask and random together are {masking.mask + masking.random:g}, more than 1"
+    if isinstance(masking.rate, Ramp) and train.duration.unit == "seconds":
+        said = "moves with the steps of the run, and a train.duration in minutes does not say how many there are"
+        yield ("masking", "rate"), f"{said}; give one number, or a duration in steps, tokens or epochs"
     if schedule.name == "wsd" and schedule.warmup.unit == schedule.decay.unit == "percent":
         total = schedule.warmup.value + schedule.decay.value
         if total > 100 and not draft.doubtful(("schedule", "warmup")):

@@ -14,6 +14,7 @@ from hfpretrain.recipe_types import Range
 WholeNumber = Annotated[int, Range(minimum=1)]
 Positive = Annotated[float, Range(above=0)]
 NotNegative = Annotated[float, Range(minimum=0)]
+Rate = Annotated[float, Range(above=0, maximum=1)]
 Share = Annotated[float, Range(minimum=0, maximum=1)]
 BelowOne = Annotated[float, Range(minimum=0, below=1)]
 
@@ -95,11 +96,21 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ramp:
+    """A share that moves in a straight line over the run, a little with each step."""
+
+    from_: Rate = field(metadata={"alias": "from"})
+    """In the first step."""
+    to: Rate
+    """In the last step, and whenever the held-out data is looked at."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Masking:
     """Which tokens the model has to guess (mlm only)."""
 
-    rate: Annotated[float, Range(above=0, maximum=1)] = 0.15
-    """Share of the tokens that are chosen as targets."""
+    rate: Rate | Ramp = 0.15
+    """Share of the tokens that are chosen as targets, or {from: 0.3, to: 0.15} for one that moves over the run."""
     mask: Share = 0.8
     """Share of the chosen ones that are replaced by the mask token."""
     random: Share = 0.1

@@ -67,6 +67,9 @@ IN_PLACE = [
     ("schedule: {warmup: 101%}", "schedule.warmup: '101%' is more than 100%"),
     ("masking: {rate: 0}", "masking.rate: must be above 0 and at most 1, not 0"),
     ("masking: {rate: 1.1}", "masking.rate: must be above 0 and at most 1, not 1.1"),
+    ("masking: {rate: {from: 0.3}}", "masking.rate.to: missing; it is a number"),
+    ("masking: {rate: {from: 0.3, to: 2}}", "masking.rate.to: must be above 0 and at most 1, not 2"),
+    ("masking: {rate: x}", "masking.rate: expects a number or a mapping, not the text 'x'"),
     ("masking: {mask: 0.9, random: 0.2}", "masking.random: mask and random together are 1.1, more than 1"),
     ("tokenizer: {vocab_size: 7}", "tokenizer.vocab_size: must be at least 8, not 7"),
     (
@@ -167,6 +170,11 @@ def test_data_that_is_no_mapping(write: Any) -> None:
     assert errors_of(write("objective: mlm\ndata: everyday\n")) == [
         "recipe.yaml:2: data: expects a mapping, not the text 'everyday'"
     ]
+
+
+def test_a_rate_cannot_move_over_a_run_of_unknown_length() -> None:
+    (error,) = errors_in(small(masking={"rate": {"from": 0.3, "to": 0.1}}, train={"duration": "5 minutes"}))
+    assert error.startswith("masking.rate: moves with the steps of the run, and a train.duration in minutes")
 
 
 def test_masking_is_refused_for_next_word_prediction() -> None:

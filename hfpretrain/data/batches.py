@@ -28,6 +28,8 @@ class Row:
 
     block: Block
     seed: int
+    step: int | None = None
+    """The step that it is trained in; None for one that is held out."""
 
 
 class Batches:
@@ -79,7 +81,7 @@ class Batches:
     def row(self, position: int) -> Row:
         """The block at `position`, counted over all steps and epochs from the start of the run."""
         blocks, number = self._place(position)
-        return Row(blocks[number], derived(self.seed, "row", position))
+        return Row(blocks[number], derived(self.seed, "row", position), position // self.batch_size)
 
     def documents(self, step: int, place: int) -> list[tuple[int, int]]:
         """The documents that a row of a step shows tokens of, as (source, document)."""

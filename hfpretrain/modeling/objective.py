@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase, default_data_collator
 
 from hfpretrain.data.batches import Row
+from hfpretrain.modeling.masking import largest_rate, rate_of
 from hfpretrain.recipe import Masking, Recipe
 
 IGNORED = -100
@@ -28,7 +29,8 @@ class Collator:
 
     clm: the label of a position is the token after it, also across the end of a block, so that every token is
     predicted once. mlm: masks are drawn for each row by itself from the row's own seed, so that they do not
-    depend on how a batch is cut. With `static`, shapes are the same in every batch, as compiled models want.
+    depend on how a batch is cut. `steps` is the length of the run, over which the masking rate may move. With
+    `static`, shapes are the same in every batch, as compiled models want.
     """
 
     def __init__(
@@ -38,19 +40,21 @@ class Collator:
         *,
         isolated: bool,
         masking: Masking | None = None,
+        steps: int | None = None,
         static: bool = False,
     ) -> None:
         self.static = static
         self.isolated = isolated
+        self.steps = steps
+        self.masking = masking or recipe.masking
         self.paired = any(source.prompt_column for source in recipe.data.sources)
         self.masked: DataCollatorForLanguageModeling | None = None
         if recipe.objective == "mlm":
-            masking = masking or recipe.masking
             self.masked = DataCollatorForLanguageModeling(
                 tokenizer,
-                mlm_probability=masking.rate,
-                mask_replace_prob=masking.mask,
-                random_replace_prob=masking.random,
+                mlm_probability=largest_rate(self.masking),
+                mask_replace_prob=self.masking.mask,
+                random_replace_prob=self.masking.random,
             )
             # Ids may have holes, so there may be larger ones than there are tokens.
             self.special = np.zeros(max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1), dtype=np.bool_)
@@ -72,7 +76,7 @@ class Collator:
         """How many places of targets a batch has room for where shapes are to stay the same: very rarely exceeded."""
         if not self.static or self.masked is None:
             return None
-        rate = self.masked.mlm_probability
+        rate = largest_rate(self.masking)
         expected = positions * rate + 6 * (positions * rate * (1 - rate)) ** 0.5
         return min(positions, -(-int(expected) // 64) * 64)
 
@@ -92,6 +96,7 @@ class Collator:
         token_ids, targets = row.block.token_ids[:-1], row.block.targets[:-1]
         collator = copy.copy(self.masked)  # two threads may collate at once
         collator.generator = torch.Generator().manual_seed(row.seed)
+        collator.mlm_probability = rate_of(self.masking, row.step, self.steps)
         kept = torch.from_numpy(self.special[token_ids] | ~targets)[None]
         inputs, labels = collator.torch_mask_tokens(torch.tensor(token_ids)[None], special_tokens_mask=kept)
         return {"input_ids": inputs[0], "labels": labels[0], "document_ids": torch.from_numpy(row.block.documents[:-1])}

@@ -81,7 +81,7 @@ def prepare_session(recipe: Recipe, run: Run, accelerator: Accelerator) -> Sessi
     model = build_model(recipe, tokenizer)
     how = document_masking(recipe, model)
     compiled = recipe.train.compile is True or (recipe.train.compile == "auto" and accelerator.device.type == "cuda")
-    collator = Collator(recipe, tokenizer, isolated=how is not None, static=compiled)
+    collator = Collator(recipe, tokenizer, isolated=how is not None, steps=plan.steps, static=compiled)
     shortcuts = choose_shortcuts(recipe, model, how, collator)
     loss = Loss(model, how, shortcuts)
     precision = hardware.choose_precision(recipe.train.precision, accelerator.device)
