@@ -157,6 +157,11 @@ def _contradictions(recipe: Recipe, draft: Draft) -> Iterator[tuple[Keys, str]]:
     if isinstance(masking.rate, Ramp) and train.duration.unit == "seconds":
         said = "moves with the steps of the run, and a train.duration in minutes does not say how many there are"
         yield ("masking", "rate"), f"{said}; give one number, or a duration in steps, tokens or epochs"
+    if masking.unit == "span" and not draft.doubtful(("masking", "rate")):
+        rate = max(masking.rate.from_, masking.rate.to) if isinstance(masking.rate, Ramp) else masking.rate
+        if rate > 1 - 1 / masking.mean_span:
+            shorter = f"spans of {masking.mean_span:g} tokens are shorter than what single tokens at that rate make"
+            yield ("masking", "mean_span"), f"masking.rate is {rate:g}, and {shorter}; set unit: token, or longer spans"
     if schedule.name == "wsd" and schedule.warmup.unit == schedule.decay.unit == "percent":
         total = schedule.warmup.value + schedule.decay.value
         if total > 100 and not draft.doubtful(("schedule", "warmup")):
@@ -225,6 +230,8 @@ def _idle_keys(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
     """Keys that say nothing in this recipe, and why: given, they are errors; written out, they are left out."""
     if recipe.objective == "clm":
         yield ("masking",), "masking is for mlm, and the objective is clm"
+    elif recipe.masking.unit != "span":
+        yield ("masking", "mean_span"), f"mean_span is for unit: span, and the unit is {recipe.masking.unit}"
     if recipe.hub.push == "final":
         yield ("hub", "name_by"), "name_by names the branches of checkpoints, and hub.push is final"
     if recipe.schedule.name != "wsd":

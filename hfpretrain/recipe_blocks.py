@@ -115,6 +115,10 @@ class Masking:
     """Share of the chosen ones that are replaced by the mask token."""
     random: Share = 0.1
     """Share of the chosen ones that are replaced by a random token; the rest stay as they are."""
+    unit: Literal["token", "word", "span"] = "token"
+    """What is chosen: single tokens, whole words, or spans of tokens that follow one another."""
+    mean_span: Annotated[float, Range(above=1)] = 3.0
+    """Tokens of a span on average; the lengths are geometric."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,6 +70,10 @@ IN_PLACE = [
     ("masking: {rate: {from: 0.3}}", "masking.rate.to: missing; it is a number"),
     ("masking: {rate: {from: 0.3, to: 2}}", "masking.rate.to: must be above 0 and at most 1, not 2"),
     ("masking: {rate: x}", "masking.rate: expects a number or a mapping, not the text 'x'"),
+    ("masking: {mean_span: 3}", "masking.mean_span: mean_span is for unit: span, and the unit is token"),
+    ("masking: {unit: span, mean_span: 1}", "masking.mean_span: must be above 1, not 1"),
+    ("masking: {unit: span, rate: 0.8}", "masking.mean_span: masking.rate is 0.8, and spans of 3 tokens are shorter"),
+    ("masking: {unit: words}", "masking.unit: expects token, word or span, not the text 'words'; did you mean word?"),
     ("masking: {mask: 0.9, random: 0.2}", "masking.random: mask and random together are 1.1, more than 1"),
     ("tokenizer: {vocab_size: 7}", "tokenizer.vocab_size: must be at least 8, not 7"),
     (

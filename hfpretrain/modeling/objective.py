@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase, default_data_collator
 
 from hfpretrain.data.batches import Row
-from hfpretrain.modeling.masking import largest_rate, rate_of
+from hfpretrain.data.blocks import BoolArray
+from hfpretrain.modeling.masking import choose_spans, choose_words, most_targets, rate_of, word_borders
 from hfpretrain.recipe import Masking, Recipe
 
 IGNORED = -100
@@ -52,13 +53,13 @@ class Collator:
         if recipe.objective == "mlm":
             self.masked = DataCollatorForLanguageModeling(
                 tokenizer,
-                mlm_probability=largest_rate(self.masking),
                 mask_replace_prob=self.masking.mask,
                 random_replace_prob=self.masking.random,
             )
             # Ids may have holes, so there may be larger ones than there are tokens.
             self.special = np.zeros(max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1), dtype=np.bool_)
             self.special[tokenizer.all_special_ids] = True
+            self.borders = word_borders(tokenizer) if self.masking.unit == "word" else None
 
     def __call__(self, rows: Sequence[Row]) -> MicroBatch:
         examples = [self._masked(row) if self.masked else self._next_word(row) for row in rows]
@@ -76,9 +77,7 @@ class Collator:
         """How many places of targets a batch has room for where shapes are to stay the same: very rarely exceeded."""
         if not self.static or self.masked is None:
             return None
-        rate = largest_rate(self.masking)
-        expected = positions * rate + 6 * (positions * rate * (1 - rate)) ** 0.5
-        return min(positions, -(-int(expected) // 64) * 64)
+        return min(positions, -(-most_targets(self.masking, positions) // 64) * 64)
 
     def _next_word(self, row: Row) -> dict[str, Any]:
         block = row.block
@@ -97,9 +96,29 @@ class Collator:
         collator = copy.copy(self.masked)  # two threads may collate at once
         collator.generator = torch.Generator().manual_seed(row.seed)
         collator.mlm_probability = rate_of(self.masking, row.step, self.steps)
-        kept = torch.from_numpy(self.special[token_ids] | ~targets)[None]
+        maskable = targets & ~self.special[token_ids]
+        if self.masking.unit != "token":
+            maskable = self._chosen(row, maskable, collator.mlm_probability)
+            collator.mlm_probability = 1.0  # they are chosen already, and it only replaces them
+        kept = torch.from_numpy(~maskable)[None]
         inputs, labels = collator.torch_mask_tokens(torch.tensor(token_ids)[None], special_tokens_mask=kept)
         return {"input_ids": inputs[0], "labels": labels[0], "document_ids": torch.from_numpy(row.block.documents[:-1])}
+
+    def _chosen(self, row: Row, maskable: BoolArray, rate: float) -> BoolArray:
+        """The tokens of words or spans that are to be guessed; neither reaches over the border of a document."""
+        random = np.random.default_rng(row.seed)
+        documents = row.block.documents[:-1]
+        begins = np.concatenate([[True], documents[1:] != documents[:-1]])
+        if self.borders is None:
+            return choose_spans(maskable, begins, rate, self.masking.mean_span, random)
+        begins |= self.borders.begins(row.block.token_ids[:-1])
+        return choose_words(maskable, begins, rate, random)
+
+
+def check_tokenizer(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises ModelError if the objective asks for what this tokenizer does not have, before any text is tokenised."""
+    if recipe.objective == "mlm" and recipe.masking.unit == "word":
+        word_borders(tokenizer)
 
 
 def target_places(labels: Tensor, capacity: int | None = None) -> Tensor:
