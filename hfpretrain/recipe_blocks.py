@@ -122,6 +122,17 @@ class Masking:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FillInTheMiddle:
+    """Documents turned round for a next-word model to learn to fill gaps (clm only): prefix, suffix, middle."""
+
+    rate: Share = 0.0
+    """Share of the documents that are turned in training, each part of one that a block shows by itself. The
+    held-out data stays as it is. A block has room for three more tokens per document, so that no token is lost."""
+    spm: Share = 0.5
+    """Share of the turned ones that have the suffix first: suffix, prefix, middle."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Train:
     """How long, how large a step, and in which arithmetic."""
 
@@ -239,6 +250,7 @@ class Recipe:
     model: Model = Model()
     tokenizer: Tokenizer = Tokenizer()
     masking: Masking = Masking()
+    fim: FillInTheMiddle = FillInTheMiddle()
     train: Train = Train()
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()

@@ -181,6 +181,19 @@ def test_a_rate_cannot_move_over_a_run_of_unknown_length() -> None:
     assert error.startswith("masking.rate: moves with the steps of the run, and a train.duration in minutes")
 
 
+def test_fim_is_for_plain_text_and_next_word_prediction() -> None:
+    clm = {"objective": "clm", "fim": {"rate": 0.5}}
+    pairs = {"files": "x.jsonl", "prompt_column": "a", "completion_column": "b"}
+    (error,) = errors_in(small(**clm, data={"sources": [pairs]}))
+    assert error == "fim.rate: a prompt goes before its completion, so that pairs and fim exclude each other"
+    (error,) = errors_in(small(**clm), "data.block_size=8")
+    assert error.startswith("override data.block_size=8: data.block_size: 8 is too small for fim")
+    assert errors_in(small(objective="clm", fim={"spm": 0.5})) == [
+        "fim.spm: spm is for documents that are turned, and fim.rate is 0"
+    ]
+    assert errors_in(small(fim={"rate": 0.5})) == ["fim: fim is for clm, and the objective is mlm"]
+
+
 def test_masking_is_refused_for_next_word_prediction() -> None:
     assert errors_in(small(objective="clm", masking={"rate": 0.15})) == [
         "masking: masking is for mlm, and the objective is clm"

@@ -11,6 +11,7 @@ from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBas
 
 from hfpretrain.data.batches import Row
 from hfpretrain.data.blocks import BoolArray
+from hfpretrain.modeling.fim import FillIn, sentinels
 from hfpretrain.modeling.masking import choose_spans, choose_words, most_targets, rate_of, word_borders
 from hfpretrain.recipe import Masking, Recipe
 
@@ -29,9 +30,10 @@ class Collator:
     """Rows to micro-batches, with the data collators of transformers.
 
     clm: the label of a position is the token after it, also across the end of a block, so that every token is
-    predicted once. mlm: masks are drawn for each row by itself from the row's own seed, so that they do not
-    depend on how a batch is cut. `steps` is the length of the run, over which the masking rate may move. With
-    `static`, shapes are the same in every batch, as compiled models want.
+    predicted once; where the recipe says so, documents of training rows are turned round before (fim). mlm: masks are
+    drawn for each row by itself from the row's own seed, so that they do not depend on how a batch is cut. `steps` is
+    the length of the run, over which the masking rate may move. With `static`, shapes are the same in every batch, as
+    compiled models want.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Collator:
         self.steps = steps
         self.masking = masking or recipe.masking
         self.paired = any(source.prompt_column for source in recipe.data.sources)
+        self.fill_in = FillIn(recipe.fim, tokenizer) if recipe.objective == "clm" and recipe.fim.rate else None
         self.masked: DataCollatorForLanguageModeling | None = None
         if recipe.objective == "mlm":
             self.masked = DataCollatorForLanguageModeling(
@@ -81,6 +84,8 @@ class Collator:
 
     def _next_word(self, row: Row) -> dict[str, Any]:
         block = row.block
+        if self.fill_in is not None and row.step is not None:  # what is held out measures plain text
+            block = self.fill_in(block, row.seed)
         learnt = block.targets[1:]
         if self.isolated:  # the first token of a document cannot be told from another document's end
             learnt = learnt & (block.documents[1:] == block.documents[:-1])
@@ -119,6 +124,8 @@ def check_tokenizer(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raises ModelError if the objective asks for what this tokenizer does not have, before any text is tokenised."""
     if recipe.objective == "mlm" and recipe.masking.unit == "word":
         word_borders(tokenizer)
+    if recipe.objective == "clm" and recipe.fim.rate:
+        sentinels(tokenizer)
 
 
 def target_places(labels: Tensor, capacity: int | None = None) -> Tensor:
