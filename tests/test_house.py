@@ -32,6 +32,7 @@ PARTS = {
     "amounts": "recipe",
     "card": "publish",
     "cli_models": "cli",
+    "check_data": "check",
 }
 LIGHT = ["cli", "recipe", "errors", "process", "__init__", *(part for part, of in PARTS.items() if of == "recipe")]
 HEAVY = {"torch", "transformers", "datasets", "accelerate", "pydantic", "evaluate", "numpy", "pyarrow"}
