@@ -3,22 +3,25 @@
 import tempfile
 from pathlib import Path
 
+from rich.text import Text
+
 from hfpretrain.amounts import count, span
-from hfpretrain.data.blocks import PADDING
-from hfpretrain.modeling.objective import IGNORED
+from hfpretrain.check_data import data_facts, legend, sample_row
 from hfpretrain.recipe import Recipe
 from hfpretrain.run import Run
 from hfpretrain.training.estimate import Estimate, estimate
-from hfpretrain.training.session import Session, open_accelerator, prepare_session, utilisation
+from hfpretrain.training.session import open_accelerator, prepare_session, utilisation
 
 SAMPLES = 2
 
 
-def check(recipe: Recipe) -> str:
-    """The plan of a run as text: model, data, compute, memory, time, proofs, and sample rows as the model sees them."""
+def check(recipe: Recipe) -> Text:
+    """The plan of a run: model, data, compute, memory, time, proofs, what usually goes wrong with the data, and sample
+    rows as the model sees them. Its styles are colours for a terminal; `plain` says the same."""
     with tempfile.TemporaryDirectory() as folder:
         session = prepare_session(recipe, Run(Path(folder)), open_accelerator(recipe))
-        samples = "\n".join(f"row {number}: {sample_row(session, number)}" for number in range(SAMPLES))
+        data = data_facts(session)
+        samples = [Text(f"\nrow {number}: ").append_text(sample_row(session, number)) for number in range(SAMPLES)]
         found = estimate(session)  # the last thing: the model learns
     facts, plan = session.facts, session.plan
     speed = plan.tokens_per_step / found.seconds_per_step
@@ -28,6 +31,7 @@ def check(recipe: Recipe) -> str:
         ("model", f"{facts['architecture']}, {count(parameters)} parameters ({parameters})"),
         ("tokenizer", f"{len(session.tokenizer)} tokens"),
         ("data", f"{facts['training_tokens']} training tokens, {facts['validation_tokens']} held out"),
+        *data.lines(),
         ("batch", f"{recipe.train.batch_size} blocks of {recipe.data.block_size}, {session.micro_batch_size} at once"),
         ("packing", f"{facts['packing']}, proven" if facts["packing"] == "documents" else facts["packing"]),
         ("device", f"{facts['device']}, {facts['precision']}"),
@@ -49,13 +53,13 @@ def check(recipe: Recipe) -> str:
             ),
             ("time", f"about {span(found.seconds or 0.0)} with evaluations"),
         ]
-    text = "\n".join(f"{name:<10} {value}" for name, value in lines)
-    legend = (
-        "| document border, [MASK: the word to guess]"
-        if recipe.objective == "mlm"
-        else "| document border, {no target}"
-    )
-    return f"{text}\n\nThe first rows ({legend}):\n{samples}"
+    lines += [("warning", sentence) for sentence in data.warnings(session)]
+    text = Text()
+    for name, value in lines:
+        text.append(f"{name:<10} {value}\n", "yellow" if name == "warning" else "")
+    text.append(f"\n{data.histogram(recipe.data.block_size)}\n")
+    text.append("\nThe first rows (").append_text(legend(session)).append("):")
+    return text.append_text(Text().join(samples))
 
 
 def memory(found: Estimate) -> str:
@@ -67,37 +71,3 @@ def memory(found: Estimate) -> str:
         "activations and logits": found.activations,
     }
     return f"{count(found.memory)}B, of it " + ", ".join(f"{count(size)}B {name}" for name, size in parts.items())
-
-
-def sample_row(session: Session, position: int) -> str:
-    """One training row, decoded token by token, with masks, prompts and document borders shown."""
-    row = session.batches.row(position)
-    batch = session.collator([row])
-    ids, labels = batch["input_ids"][0].tolist(), batch["labels"][0].tolist()
-    documents = batch["document_ids"][0].tolist()
-    targets = row.block.targets.tolist()
-    tokenizer = session.tokenizer
-    pieces: list[str] = []
-    run: list[int] = []
-
-    def flush() -> None:
-        if run:
-            pieces.append(tokenizer.decode(run))
-            run.clear()
-
-    for place, token in enumerate(ids):
-        if place and documents[place] != documents[place - 1]:
-            flush()
-            pieces.append("|")
-        if documents[place] == PADDING:
-            break
-        if session.recipe.objective == "mlm" and labels[place] != IGNORED:
-            flush()
-            pieces.append(f"[{tokenizer.decode([token]).strip()}: {tokenizer.decode([labels[place]]).strip()}]")
-        elif not targets[place]:
-            flush()
-            pieces.append("{" + tokenizer.decode([token]) + "}")
-        else:
-            run.append(token)
-    flush()
-    return " ".join(pieces)

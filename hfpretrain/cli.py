@@ -103,9 +103,11 @@ def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
 
     loaded = load(recipe, overrides or [])
     prepare_environment()
+    from rich.console import Console
+
     from hfpretrain.check import check
 
-    typer.echo(check(loaded))
+    Console(highlight=False).print(check(loaded), soft_wrap=True)
 
 
 @app.command()

@@ -19,10 +19,12 @@ from hfpretrain.recipe_blocks import (
     Checkpoints,
     Data,
     Evaluation,
+    FillInTheMiddle,
     Hub,
     Masking,
     Model,
     Optimizer,
+    Ramp,
     Recipe,
     Schedule,
     Source,
@@ -38,10 +40,12 @@ __all__ = [
     "Checkpoints",
     "Data",
     "Evaluation",
+    "FillInTheMiddle",
     "Hub",
     "Masking",
     "Model",
     "Optimizer",
+    "Ramp",
     "Recipe",
     "Schedule",
     "Source",
@@ -58,6 +62,9 @@ __all__ = [
 
 LONGEST_NAME = 200
 """Bytes of a run's name: file systems take 255, and names with something before or behind it are made of it."""
+
+
+SMALLEST_FIM_BLOCK = 16
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -162,6 +169,20 @@ def _contradictions(recipe: Recipe, draft: Draft) -> Iterator[tuple[Keys, str]]:
         yield ("train", "micro_batch_size"), f"{micro} {relation} train.batch_size, {train.batch_size}"
     if masking.mask + masking.random > 1 + 1e-9 and not draft.doubtful(("masking", "mask")):
         yield ("masking", "random"), f"mask and random together are {masking.mask + masking.random:g}, more than 1"
+    if isinstance(masking.rate, Ramp) and train.duration.unit == "seconds":
+        said = "moves with the steps of the run, and a train.duration in minutes does not say how many there are"
+        yield ("masking", "rate"), f"{said}; give one number, or a duration in steps, tokens or epochs"
+    if recipe.fim.rate and not draft.doubtful(("fim",)):
+        if any(source.prompt_column for source in data.sources):
+            yield ("fim", "rate"), "a prompt goes before its completion, so that pairs and fim exclude each other"
+        if data.block_size < SMALLEST_FIM_BLOCK and not draft.doubtful(("data", "block_size")):
+            said = f"{data.block_size} is too small for fim, which takes room for sentinels"
+            yield ("data", "block_size"), f"{said}; set at least {SMALLEST_FIM_BLOCK}"
+    if masking.unit == "span" and not draft.doubtful(("masking", "rate")):
+        rate = max(masking.rate.from_, masking.rate.to) if isinstance(masking.rate, Ramp) else masking.rate
+        if rate > 1 - 1 / masking.mean_span:
+            shorter = f"spans of {masking.mean_span:g} tokens are shorter than what single tokens at that rate make"
+            yield ("masking", "mean_span"), f"masking.rate is {rate:g}, and {shorter}; set unit: token, or longer spans"
     if schedule.name == "wsd" and schedule.warmup.unit == schedule.decay.unit == "percent":
         total = schedule.warmup.value + schedule.decay.value
         if total > 100 and not draft.doubtful(("schedule", "warmup")):
@@ -230,6 +251,12 @@ def _idle_keys(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
     """Keys that say nothing in this recipe, and why: given, they are errors; written out, they are left out."""
     if recipe.objective == "clm":
         yield ("masking",), "masking is for mlm, and the objective is clm"
+        if not recipe.fim.rate:
+            yield ("fim", "spm"), "spm is for documents that are turned, and fim.rate is 0"
+    else:
+        yield ("fim",), "fim is for clm, and the objective is mlm"
+    if recipe.objective == "mlm" and recipe.masking.unit != "span":
+        yield ("masking", "mean_span"), f"mean_span is for unit: span, and the unit is {recipe.masking.unit}"
     if recipe.hub.push == "final":
         yield ("hub", "name_by"), "name_by names the branches of checkpoints, and hub.push is final"
     if recipe.schedule.name != "wsd":

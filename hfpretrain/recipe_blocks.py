@@ -14,6 +14,7 @@ from hfpretrain.recipe_types import Range
 WholeNumber = Annotated[int, Range(minimum=1)]
 Positive = Annotated[float, Range(above=0)]
 NotNegative = Annotated[float, Range(minimum=0)]
+Rate = Annotated[float, Range(above=0, maximum=1)]
 Share = Annotated[float, Range(minimum=0, maximum=1)]
 BelowOne = Annotated[float, Range(minimum=0, below=1)]
 
@@ -95,15 +96,40 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ramp:
+    """A share that moves in a straight line over the run, a little with each step."""
+
+    from_: Rate = field(metadata={"alias": "from"})
+    """In the first step."""
+    to: Rate
+    """In the last step, and whenever the held-out data is looked at."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Masking:
     """Which tokens the model has to guess (mlm only)."""
 
-    rate: Annotated[float, Range(above=0, maximum=1)] = 0.15
-    """Share of the tokens that are chosen as targets."""
+    rate: Rate | Ramp = 0.15
+    """Share of the tokens that are chosen as targets, or {from: 0.3, to: 0.15} for one that moves over the run."""
     mask: Share = 0.8
     """Share of the chosen ones that are replaced by the mask token."""
     random: Share = 0.1
     """Share of the chosen ones that are replaced by a random token; the rest stay as they are."""
+    unit: Literal["token", "word", "span"] = "token"
+    """What is chosen: single tokens, whole words, or spans of tokens that follow one another."""
+    mean_span: Annotated[float, Range(above=1)] = 3.0
+    """Tokens of a span on average; the lengths are geometric."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FillInTheMiddle:
+    """Documents turned round for a next-word model to learn to fill gaps (clm only): prefix, suffix, middle."""
+
+    rate: Share = 0.0
+    """Share of the documents that are turned in training, each part of one that a block shows by itself. The
+    held-out data stays as it is. A block has room for three more tokens per document, so that no token is lost."""
+    spm: Share = 0.5
+    """Share of the turned ones that have the suffix first: suffix, prefix, middle."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,6 +250,7 @@ class Recipe:
     model: Model = Model()
     tokenizer: Tokenizer = Tokenizer()
     masking: Masking = Masking()
+    fim: FillInTheMiddle = FillInTheMiddle()
     train: Train = Train()
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()

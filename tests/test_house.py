@@ -35,6 +35,7 @@ PARTS = {
     "model_files": "hub",
     "card": "publish",
     "cli_models": "cli",
+    "check_data": "check",
 }
 LIGHT = [
     "cli",

@@ -67,6 +67,13 @@ IN_PLACE = [
     ("schedule: {warmup: 101%}", "schedule.warmup: '101%' is more than 100%"),
     ("masking: {rate: 0}", "masking.rate: must be above 0 and at most 1, not 0"),
     ("masking: {rate: 1.1}", "masking.rate: must be above 0 and at most 1, not 1.1"),
+    ("masking: {rate: {from: 0.3}}", "masking.rate.to: missing; it is a number"),
+    ("masking: {rate: {from: 0.3, to: 2}}", "masking.rate.to: must be above 0 and at most 1, not 2"),
+    ("masking: {rate: x}", "masking.rate: expects a number or a mapping, not the text 'x'"),
+    ("masking: {mean_span: 3}", "masking.mean_span: mean_span is for unit: span, and the unit is token"),
+    ("masking: {unit: span, mean_span: 1}", "masking.mean_span: must be above 1, not 1"),
+    ("masking: {unit: span, rate: 0.8}", "masking.mean_span: masking.rate is 0.8, and spans of 3 tokens are shorter"),
+    ("masking: {unit: words}", "masking.unit: expects token, word or span, not the text 'words'; did you mean word?"),
     ("masking: {mask: 0.9, random: 0.2}", "masking.random: mask and random together are 1.1, more than 1"),
     ("tokenizer: {vocab_size: 7}", "tokenizer.vocab_size: must be at least 8, not 7"),
     (
@@ -167,6 +174,24 @@ def test_data_that_is_no_mapping(write: Any) -> None:
     assert errors_of(write("objective: mlm\ndata: everyday\n")) == [
         "recipe.yaml:2: data: expects a mapping, not the text 'everyday'"
     ]
+
+
+def test_a_rate_cannot_move_over_a_run_of_unknown_length() -> None:
+    (error,) = errors_in(small(masking={"rate": {"from": 0.3, "to": 0.1}}, train={"duration": "5 minutes"}))
+    assert error.startswith("masking.rate: moves with the steps of the run, and a train.duration in minutes")
+
+
+def test_fim_is_for_plain_text_and_next_word_prediction() -> None:
+    clm = {"objective": "clm", "fim": {"rate": 0.5}}
+    pairs = {"files": "x.jsonl", "prompt_column": "a", "completion_column": "b"}
+    (error,) = errors_in(small(**clm, data={"sources": [pairs]}))
+    assert error == "fim.rate: a prompt goes before its completion, so that pairs and fim exclude each other"
+    (error,) = errors_in(small(**clm), "data.block_size=8")
+    assert error.startswith("override data.block_size=8: data.block_size: 8 is too small for fim")
+    assert errors_in(small(objective="clm", fim={"spm": 0.5})) == [
+        "fim.spm: spm is for documents that are turned, and fim.rate is 0"
+    ]
+    assert errors_in(small(fim={"rate": 0.5})) == ["fim: fim is for clm, and the objective is mlm"]
 
 
 def test_masking_is_refused_for_next_word_prediction() -> None:

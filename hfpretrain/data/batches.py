@@ -28,6 +28,8 @@ class Row:
 
     block: Block
     seed: int
+    step: int | None = None
+    """The step that it is trained in; None for one that is held out."""
 
 
 class Batches:
@@ -79,7 +81,7 @@ class Batches:
     def row(self, position: int) -> Row:
         """The block at `position`, counted over all steps and epochs from the start of the run."""
         blocks, number = self._place(position)
-        return Row(blocks[number], derived(self.seed, "row", position))
+        return Row(blocks[number], derived(self.seed, "row", position), position // self.batch_size)
 
     def documents(self, step: int, place: int) -> list[tuple[int, int]]:
         """The documents that a row of a step shows tokens of, as (source, document)."""
@@ -116,8 +118,8 @@ def open_batches(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", *, traini
     stores = _stores(recipe, data.sources, "data.sources", tokenizer)
     padding_id = tokenizer.pad_token_id or 0
 
-    def blocks(stores: Sequence[TokenStore], ranges: IntArray) -> Blocks:
-        return Blocks(Stream(stores, ranges), data.block_size, padding_id=padding_id)
+    def blocks(stores: Sequence[TokenStore], ranges: IntArray, room: int = 0) -> Blocks:
+        return Blocks(Stream(stores, ranges), data.block_size, padding_id=padding_id, room=room)
 
     share = data.validation.value / 100 if isinstance(data.validation, Amount) else 0.0
     train, held_out = split(stores, share, derived(recipe.seed, "split") if share else 0, whole=not share)
@@ -132,12 +134,14 @@ def open_batches(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", *, traini
     elif share and not validation.tokens:
         log.info("no validation: %s of the data is too little to hold out", data.validation)
 
+    # The sentinels of a document that is turned round.
+    room = 3 if recipe.objective == "clm" and recipe.fim.rate else 0
     weights = [source.weight for source in data.sources]
     if any(weight is not None for weight in weights):
-        parts = [blocks(stores, train[train[:, 0] == number]) for number in range(len(stores))]
+        parts = [blocks(stores, train[train[:, 0] == number], room) for number in range(len(stores))]
         shares = [Fraction(str(1 if weight is None else weight)) for weight in weights]
     else:
-        parts, shares = [blocks(stores, train)], [Fraction(1)]
+        parts, shares = [blocks(stores, train, room)], [Fraction(1)]
     for store in stores:
         cut = int((np.diff(store.offsets) > data.block_size).sum()) if store.prompt_lengths is not None else 0
         if cut:

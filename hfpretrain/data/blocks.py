@@ -4,6 +4,7 @@ A `Stream` is the documents of one side (training or validation) laid end to end
 last block is filled with padding, so that every token stands in exactly one block position.
 """
 
+import bisect
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -127,6 +128,16 @@ def _cuts(stream: Stream, block_size: int) -> IntArray:
     return np.array([*cuts, position] if position > cuts[-1] else cuts, dtype=np.int64)
 
 
+def _roomy_starts(stream: Stream, room: int) -> IntArray:
+    """Where each range begins in a stream that has `room` places before each document, and its end: [ranges + 1]."""
+    lengths = stream.ranges[:, 2] - stream.ranges[:, 1]
+    for number, store in enumerate(stream.stores):
+        own = stream.ranges[:, 0] == number
+        first = np.searchsorted(store.offsets, stream.ranges[own, 1], side="right") - 1
+        lengths[own] += room * (np.searchsorted(store.offsets, stream.ranges[own, 2], side="left") - first)
+    return np.concatenate([[0], np.cumsum(lengths)])
+
+
 def _without(ranges: IntArray, start: int, end: int) -> IntArray:
     """`ranges` of one store less the tokens [start, end), which lie within one of them."""
     inside = (ranges[:, 1] <= start) & (end <= ranges[:, 2])
@@ -140,16 +151,21 @@ class Blocks(Sequence[Block]):
     """A stream cut into blocks. `blocks[i]` is read from the token store when asked for.
 
     Text is cut every `block_size` tokens. Where the stream holds prompts and completions, a document that does not
-    fit any more opens the next block, since a completion is of no use without its prompt.
+    fit any more opens the next block, since a completion is of no use without its prompt. With `room`, each part of a
+    document that a block shows can grow by so many tokens; what is left of the block is padding, and the token after
+    it belongs to the next block alone.
     """
 
-    def __init__(self, stream: Stream, block_size: int, *, padding_id: int) -> None:
+    def __init__(self, stream: Stream, block_size: int, *, padding_id: int, room: int = 0) -> None:
         self.stream = stream
         self.block_size = block_size
         self.padding_id = padding_id
         self._starts = stream.starts
         self.paired = any(store.prompt_lengths is not None for store in stream.stores)
         self._cuts = _cuts(stream, block_size) if self.paired else None
+        assert not (room and self.paired)
+        self.room = room
+        self._roomy_starts = _roomy_starts(stream, room) if room else self._starts
 
     @property
     def tokens(self) -> int:
@@ -157,7 +173,38 @@ class Blocks(Sequence[Block]):
         return int(self._starts[-1])
 
     def __len__(self) -> int:
-        return -(-self.tokens // self.block_size) if self._cuts is None else len(self._cuts) - 1
+        if self._cuts is not None:
+            return len(self._cuts) - 1
+        return -(-int(self._roomy_starts[-1]) // (self.block_size - self.room))
+
+    def _roomy_cut(self, index: int) -> int:
+        """Where a block begins, if all are cut with room.
+
+        Think of a stream where `room` places stand before each document. It is cut every block_size - room places:
+        together with the room of the document that goes on at its beginning, a block is full at most.
+        """
+        place = index * (self.block_size - self.room)
+        piece = int(np.searchsorted(self._roomy_starts, place, side="right")) - 1
+        if piece == len(self.stream.ranges):
+            return self.tokens
+        place -= int(self._roomy_starts[piece])
+        number, start, end = self.stream.ranges[piece].tolist()
+        offsets = self.stream.stores[number].offsets
+        first = int(np.searchsorted(offsets, start, side="right")) - 1
+        last = int(np.searchsorted(offsets, end, side="left"))
+
+        def begins(document: int) -> int:
+            return int(max(0, offsets[document] - start))
+
+        found = (
+            first
+            - 1
+            + bisect.bisect_right(
+                range(first, last), place, key=lambda document: begins(document) + self.room * (document - first)
+            )
+        )
+        into = place - begins(found) - self.room * (found - first)
+        return int(self._starts[piece]) + begins(found) + max(0, into - self.room)
 
     def pieces(self, index: int) -> Iterator[tuple[int, int, int]]:
         """Where the tokens of a block, and the one that follows, come from: (store, start, end) each."""
@@ -167,6 +214,9 @@ class Blocks(Sequence[Block]):
             # The token after a cut is one to predict only where a document goes on.
             length = int(self._cuts[index + 1]) - position
             length += length == self.block_size
+        elif self.room:
+            position = self._roomy_cut(index)
+            length = self._roomy_cut(index + 1) - position
         piece = int(np.searchsorted(self._starts, position, side="right")) - 1
         while filled < length and piece < len(self.stream.ranges):
             number, start, end = self.stream.ranges[piece].tolist()

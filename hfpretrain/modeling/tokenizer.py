@@ -10,7 +10,7 @@ import logging
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBas
 from hfpretrain import hub, recipe
 from hfpretrain.data import sources
 from hfpretrain.errors import DataError, ModelError, RecipeError
+from hfpretrain.modeling.fim import SPELLINGS
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,13 @@ def build_tokenizer(recipe: recipe.Recipe) -> PreTrainedTokenizerBase:
     ]
     # In turns, so that every source has its share where the text is cut.
     texts = (document.text for turn in zip_longest(*documents) for document in turn if document is not None)
-    return train_tokenizer(recipe.tokenizer, recipe.objective, texts, architecture=recipe.model.architecture)
+    return train_tokenizer(
+        recipe.tokenizer,
+        recipe.objective,
+        texts,
+        architecture=recipe.model.architecture,
+        more_special=SPELLINGS[0] if recipe.objective == "clm" and recipe.fim.rate else (),
+    )
 
 
 def _say_other_words(tokenizer: PreTrainedTokenizerBase, recipe: recipe.Recipe) -> None:
@@ -106,6 +113,7 @@ def train_tokenizer(
     texts: Iterable[str],
     *,
     architecture: str | None = None,
+    more_special: Sequence[str] = (),
 ) -> PreTrainedTokenizerFast:
     """Trains a tokenizer on `texts`, read once, up to MAX_TRAINING_BYTES.
 
@@ -115,7 +123,8 @@ def train_tokenizer(
 
     mlm: [PAD] [UNK] [CLS] [SEP] [MASK], and a text becomes `[CLS] text [SEP]`; bos and eos are [CLS] and [SEP].
     clm: <pad> <s> </s>, with <unk> where the vocabulary can lack something; a text becomes `<s> text`, so that a
-    prompt is open at its end: who prepares documents appends </s>.
+    prompt is open at its end: who prepares documents appends </s>. `more_special` tokens follow these; they stand in
+    no text by themselves.
 
     Raises RecipeError if tokenizer.vocab_size cannot hold the alphabet, DataError if there is no text, ModelError if
     transformers would load the tokenizer as another one beside a model of this architecture.
@@ -126,7 +135,8 @@ def train_tokenizer(
         del names["unk"]
     text = _Text(texts)
     tokenizer = _untrained(algorithm, lowercase=settings.lowercase)
-    tokenizer.model = _train(algorithm, tokenizer, text, settings.vocab_size, names)
+    every_special = [*names.values(), *more_special]
+    tokenizer.model = _train(algorithm, tokenizer, text, settings.vocab_size, every_special, names.get("unk", ""))
 
     # Where a space is part of the word after it, the mask stands for both.
     takes_space = algorithm in ("bpe", "unigram")
@@ -134,7 +144,8 @@ def train_tokenizer(
         f"{role}_token": AddedToken(name, special=True, normalized=False, lstrip=takes_space and role == "mask")
         for role, name in names.items()
     }
-    tokenizer.add_special_tokens(list(special.values()))
+    more = [AddedToken(name, special=True, normalized=False) for name in more_special]
+    tokenizer.add_special_tokens([*special.values(), *more])
     tokenizer.post_processor = _post_processor(objective, list(names.values()))
     if objective == "mlm":
         special |= {"bos_token": special["cls_token"], "eos_token": special["sep_token"]}
@@ -145,6 +156,7 @@ def train_tokenizer(
         model_input_names=["input_ids", "attention_mask"],
         clean_up_tokenization_spaces=False,  # the decoder knows which
         **special,
+        **({"extra_special_tokens": more} if more else {}),
     )
     if architecture:
         _check_reload(finished, architecture)
@@ -223,9 +235,8 @@ def _untrained(algorithm: str, *, lowercase: bool) -> Tokenizer:
     return tokenizer
 
 
-def _train(algorithm: str, tokenizer: Tokenizer, text: _Text, vocab_size: int, names: dict[str, str]) -> Any:
+def _train(algorithm: str, tokenizer: Tokenizer, text: _Text, vocab_size: int, special: list[str], unknown: str) -> Any:
     """The trained model. The special tokens come first in it, then the alphabet, then what was learnt."""
-    special = list(names.values())
     bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
     if algorithm == "byte":
         return models.BPE(vocab=_numbered(special + bytes_), merges=[])
@@ -239,9 +250,9 @@ def _train(algorithm: str, tokenizer: Tokenizer, text: _Text, vocab_size: int, n
         return learner.model
     if algorithm == "char":
         characters = sorted(_count_characters(text, tokenizer))
-        return models.BPE(vocab=_numbered(special + characters), merges=[], unk_token=names["unk"])
+        return models.BPE(vocab=_numbered(special + characters), merges=[], unk_token=unknown)
     train = _train_wordpiece if algorithm == "wordpiece" else _train_unigram
-    return train(tokenizer, list(text), vocab_size, special, names["unk"])
+    return train(tokenizer, list(text), vocab_size, special, unknown)
 
 
 def _train_wordpiece(tokenizer: Tokenizer, text: list[str], vocab_size: int, special: list[str], unknown: str) -> Any:

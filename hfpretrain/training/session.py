@@ -21,7 +21,7 @@ from hfpretrain.modeling.attention import DocumentMasking, prove_document_maskin
 from hfpretrain.modeling.flops import flops_per_token
 from hfpretrain.modeling.loss import Loss, Shortcuts, prove_shortcuts
 from hfpretrain.modeling.model import build_model, count_parameters
-from hfpretrain.modeling.objective import Collator
+from hfpretrain.modeling.objective import Collator, check_tokenizer
 from hfpretrain.modeling.tokenizer import build_tokenizer, load_tokenizer
 from hfpretrain.recipe import Amount, Recipe, Source
 from hfpretrain.run import Run
@@ -76,12 +76,13 @@ def prepare_session(recipe: Recipe, run: Run, accelerator: Accelerator) -> Sessi
     with accelerator.main_process_first():  # the others find what the first one has prepared
         saved = any(run.checkpoints.glob("step-*"))  # without one the run starts anew, whatever it left
         tokenizer = load_tokenizer(str(run.path), recipe.objective) if saved else build_tokenizer(recipe)
+        check_tokenizer(recipe, tokenizer)
         batches = open_batches(recipe, tokenizer)
     plan = Plan.of(recipe, batches.blocks_per_epoch, batches.words_per_token)
     model = build_model(recipe, tokenizer)
     how = document_masking(recipe, model)
     compiled = recipe.train.compile is True or (recipe.train.compile == "auto" and accelerator.device.type == "cuda")
-    collator = Collator(recipe, tokenizer, isolated=how is not None, static=compiled)
+    collator = Collator(recipe, tokenizer, isolated=how is not None, steps=plan.steps, static=compiled)
     shortcuts = choose_shortcuts(recipe, model, how, collator)
     loss = Loss(model, how, shortcuts)
     precision = hardware.choose_precision(recipe.train.precision, accelerator.device)
