@@ -4,18 +4,17 @@ Opening a source finds its files at once, so that a missing one is an error befo
 with one row is an error or a counted skip (`on_bad_rows`).
 """
 
-import contextlib
-import glob
 import hashlib
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
+from hfpretrain.data.finding import find_files, require_unchanged
 from hfpretrain.data.formats import (
+    KNOWN,
     ROW_HINT,
     TABLES,
     TEXT,
@@ -27,7 +26,7 @@ from hfpretrain.data.formats import (
     kind_of,
     read_file,
 )
-from hfpretrain.errors import DataError, HFPretrainError, nearest
+from hfpretrain.errors import DataError, HFPretrainError
 from hfpretrain.recipe import Source, size_in_bytes
 
 log = logging.getLogger(__name__)
@@ -56,6 +55,8 @@ class OpenSource:
     """What identifies the content, as JSON: kind, columns, files with size and time, Hub fingerprint, ..."""
     read: Callable[[Report], Iterator[Row]]
     on_bad_rows: Literal["error", "skip"] = "error"
+    name: str = ""
+    """What it reads, in words: a file's name, or how many files there are."""
     size: int = 0
     """Bytes of its files, or of its text; about, and 0 if that is not known."""
     skipped: int = field(default=0, init=False)
@@ -77,6 +78,11 @@ class OpenSource:
             log.warning("%s: %d of %d rows could not be read and were skipped", self.key, self.skipped, self._rows)
         if self.blank:
             log.info("%s: blank texts left out: %d", self.key, self.blank)
+        if self._rows == self.skipped + self.blank:
+            found = {"bad rows skipped": self.skipped, "blank texts": self.blank}
+            told = ", ".join(f"{what}: {count}" for what, count in found.items() if count) or "no rows"
+            place = f"{self.name}: " if self.name else ""
+            raise DataError(f"{self.key} has no text ({place}{told})", hint="give a source with at least one document")
 
     def _bad_row(self, where: str, what: str, *, hint: str = ROW_HINT) -> None:
         if self.on_bad_rows == "error":
@@ -172,6 +178,7 @@ def _open_hub(
         fingerprint | identity | {"revision": dataset._fingerprint},
         lambda report: arrow_rows(table.iter(batch_size=1000), columns, name, report),
         on_bad_rows,
+        name=name,
         size=table.data.nbytes,
     )
 
@@ -185,10 +192,7 @@ def _open_files(
     names = (source.files,) if isinstance(source.files, str) else source.files or ()
     if not names:
         raise DataError(f"{key}: there is nothing to read", hint="give one of builtin, files and hub")
-    try:
-        found = sorted({path for name in names for path in _find(name, f"{key}.files")})
-    except OSError as error:
-        raise DataError(f"{key}.files: {error.filename} cannot be read: {error.strerror}") from error
+    found = find_files(names, f"{key}.files", kind_of=kind_of, known=KNOWN)
     kinds = {kind_of(path) for path in found}
     if source.documents != "file" and not kinds & set(TEXT):
         raise DataError(
@@ -196,79 +200,14 @@ def _open_files(
         )
     if source.prompt_column and kinds & set(TEXT):
         raise DataError(f"{key}.prompt_column: text files have no columns", hint=f"use {', '.join(TABLES)} files")
-    stats = {path: _size_and_time(path) for path in found}
     columns = fingerprint["columns"]
     fingerprint |= {"kind": "files", "documents": source.documents}
-    fingerprint["files"] = [[str(path.absolute()), *stats[path]] for path in found]
+    fingerprint["files"] = [[str(path.absolute()), *size_and_time] for path, size_and_time in found.items()]
 
     def read(report: Report) -> Iterator[Row]:
-        for path in found:
+        for path, size_and_time in found.items():
             yield from read_file(path, columns, source.documents, report)
-            # Tokens are cached under the size and time that were seen at the start.
-            if _size_and_time(path) != stats[path]:
-                raise DataError(f"{path}: the file changed while it was read", hint="start again when it is complete")
+            require_unchanged(path, size_and_time)
 
-    return OpenSource(key, fingerprint, read, on_bad_rows, size=sum(size for size, _ in stats.values()))
-
-
-def _size_and_time(path: Path) -> tuple[int, int]:
-    try:
-        stat = path.stat()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    if not os.access(path, os.R_OK):
-        raise DataError(f"{path}: no permission to read it", hint=f"try: chmod u+r '{path}'")
-    return stat.st_size, stat.st_mtime_ns
-
-
-def _find(name: str, key: str) -> list[Path]:
-    """The files that a path, a folder or a glob means. Raises DataError if there are none that can be read."""
-    if not name.strip():
-        raise DataError(f"{key}: a name is empty", hint="give a path, a folder or a pattern")
-    path = Path(os.path.expanduser(name))  # noqa: PTH111 - leaves ~nobody as it is instead of failing
-    known = f"known are {', '.join((*TEXT, *TABLES))}, each also with .gz"
-    if path.is_file():
-        if kind_of(path) is None:
-            raise DataError(f"{key}: {name}: unknown file type {path.suffix or 'without extension'}", hint=known)
-        return [path]
-    if path.is_dir():
-        files = list(_walk(path))
-        what = f"the folder {name}"
-    elif glob.has_magic(name):
-        matches = (Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207 - takes absolute ones
-        files = [match for match in matches if match.is_file()]
-        what = f"the pattern {name}"
-    else:
-        siblings: list[str] = []
-        with contextlib.suppress(OSError):
-            siblings = [sibling.name for sibling in path.parent.iterdir()]
-        similar = nearest(path.name, siblings)
-        raise DataError(
-            f"{key}: there is no file or folder {name}",
-            hint=f"did you mean {path.parent / similar}?" if similar else f"relative paths start at {Path.cwd()}",
-        )
-    usable = [file for file in files if kind_of(file)]
-    if not usable:
-        others = sorted({file.suffix or file.name for file in files})[:5]
-        there_is = f"; there is: {', '.join(others)}" if others else ""
-        raise DataError(f"{key}: {what} has no files that can be read{there_is}", hint=known)
-    if len(usable) < len(files):
-        log.info("%s: %s: %d files of unknown types are left out", key, what, len(files) - len(usable))
-    return usable
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    """Every file below `folder` that is not hidden; linked folders too, each once."""
-
-    def give_up(error: OSError) -> NoReturn:
-        raise error
-
-    seen: set[str] = set()
-    for current, folders, files in os.walk(folder, onerror=give_up, followlinks=True):
-        seen.add(os.path.realpath(current))
-        folders[:] = [
-            name
-            for name in sorted(folders)
-            if name[0] != "." and os.path.realpath(os.path.join(current, name)) not in seen  # noqa: PTH118
-        ]
-        yield from (Path(current, name) for name in files if name[0] != ".")
+    name = str(next(iter(found))) if len(found) == 1 else f"{len(found)} files"
+    return OpenSource(key, fingerprint, read, on_bad_rows, name=name, size=sum(size for size, _ in found.values()))
