@@ -40,8 +40,10 @@ class Evaluated:
         }
 
 
-ONLY_FILES: dict[str, Any] = {"builtin": None, "size": None, "hub": None, "subset": None, "weight": None}
-"""What a source of another kind has to lose to name files."""
+ONLY_FILES: dict[str, Any] = dict.fromkeys(
+    ("builtin", "size", "hub", "subset", "weight", "min_chars", "max_chars", "drop_list")
+) | {"deduplicate": False}
+"""What a source has to lose to name other files, all of which count."""
 
 
 @torch.no_grad()

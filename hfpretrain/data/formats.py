@@ -114,7 +114,7 @@ def fail(where: str, what: str, *, hint: str | None = None) -> None:
 # ------------------------------------------------------------------------------------------------------------- text
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Line numbers and lines, with \\n at their ends (CRLF and CR too) and no byte order mark."""
     with _opened(path) as stream:
         number = 0
@@ -129,7 +129,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 def _decoded(path: Path, report: Report) -> Iterator[tuple[int, str]]:
     """Line numbers and lines as text; a line that is not UTF-8 is a bad row."""
-    for number, raw in _lines(path):
+    for number, raw in lines(path):
         try:
             yield number, raw.decode()
         except UnicodeDecodeError as error:
@@ -259,7 +259,7 @@ def _json_message(error: Exception) -> str:
 
 def _is_json_lines(path: Path) -> bool:
     """Whether a .json file holds a row per line: its first line is an object, and more lines follow."""
-    filled = ((number, line) for number, line in _lines(path) if line.strip())
+    filled = ((number, line) for number, line in lines(path) if line.strip())
     first, second = next(filled, None), next(filled, None)
     if first is None or second is None:
         return False
@@ -298,10 +298,10 @@ def _csv_rows(path: Path, columns: Row, report: Report) -> Iterator[Row]:
     damaged: list[tuple[int, str]] = []
     complete = True
 
-    def lines() -> Iterator[str]:
+    def as_text() -> Iterator[str]:
         # A row may span lines, so a damaged line is noted, and its whole row left out.
         nonlocal complete
-        for number, raw in _lines(path):
+        for number, raw in lines(path):
             complete = raw.endswith(b"\n")
             try:
                 line = raw.decode()
@@ -312,7 +312,7 @@ def _csv_rows(path: Path, columns: Row, report: Report) -> Iterator[Row]:
                 line = raw.decode(errors="replace")
             yield line
 
-    reader = csv.reader(lines(), strict=True)
+    reader = csv.reader(as_text(), strict=True)
     header: list[str] | None = None
     places: list[int] = []
     while True:

@@ -4,14 +4,18 @@ Opening a source finds its files at once, so that a missing one is an error befo
 with one row is an error or a counted skip (`on_bad_rows`).
 """
 
+import dataclasses
 import hashlib
+import json
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from hfpretrain.data.filters import Digests, Filters, in_words
 from hfpretrain.data.finding import find_files, require_unchanged
 from hfpretrain.data.formats import (
     KNOWN,
@@ -55,6 +59,7 @@ class OpenSource:
     """What identifies the content, as JSON: kind, columns, files with size and time, Hub fingerprint, ..."""
     read: Callable[[Report], Iterator[Row]]
     on_bad_rows: Literal["error", "skip"] = "error"
+    filters: Filters = Filters()
     name: str = ""
     """What it reads, in words: a file's name, or how many files there are."""
     size: int = 0
@@ -63,26 +68,65 @@ class OpenSource:
     """Rows of the last `documents()` that could not be read."""
     blank: int = field(default=0, init=False)
     """Rows of the last `documents()` without a visible character; they are no documents."""
+    left_out: Counter[str] = field(default_factory=Counter, init=False)
+    """Documents of the last `documents()` that the filters left out, by the filter's key."""
+    earlier: tuple["OpenSource", ...] = field(default=(), init=False)
+    """With `deduplicate`: the sources whose texts are duplicates here."""
     _rows: int = field(default=0, init=False)
+    _texts: Digests | None = field(default=None, init=False)
+    """The digests of all texts up to this source's end, for the next source to take over."""
 
-    def documents(self) -> Iterator[Document]:
-        """Reads the source once. Raises DataError, naming file and line, for what cannot be read."""
+    def documents(self, seen: Digests | None = None) -> Iterator[Document]:
+        """Reads the source once. Raises DataError, naming file and line, for what cannot be read.
+
+        With `deduplicate`, texts in `seen` are left out, and the others added to it; without it, those of the sources
+        before this one, which are read for it if they have not just been.
+        """
+        own = seen is None
+        if own and self.filters.deduplicate:
+            seen = self._texts_before()
+        yield from self._read(seen)
+        if own:
+            self._texts = seen
+        if self.skipped:
+            log.warning("%s: %d of %d rows could not be read and were skipped", self.key, self.skipped, self._rows)
+        if self.blank:
+            log.info("%s: blank texts left out: %d", self.key, self.blank)
+        if told := in_words(self.left_out):
+            log.info("%s: left out: %s", self.key, told)
+        if self._rows == self.skipped + self.blank + self.left_out.total():
+            found = [f"{self.skipped} bad rows skipped"] * bool(self.skipped) + [f"blank texts: {self.blank}"] * bool(
+                self.blank
+            )
+            told = ", ".join(filter(None, [*found, told])) or "no rows"
+            place = f"{self.name}: " if self.name else ""
+            raise DataError(f"{self.key} has no text ({place}{told})", hint="give a source with at least one document")
+
+    def _read(self, seen: Digests | None) -> Iterator[Document]:
         self.skipped = self.blank = self._rows = 0
+        self.left_out.clear()
+        return self.filters.kept(self._unfiltered(), self.left_out, seen if self.filters.deduplicate else None)
+
+    def _unfiltered(self) -> Iterator[Document]:
         for row in self.read(self._bad_row):
             self._rows += 1
             if row[-1] and not row[-1].isspace():
                 yield _document(row)
             else:
                 self.blank += 1
-        if self.skipped:
-            log.warning("%s: %d of %d rows could not be read and were skipped", self.key, self.skipped, self._rows)
-        if self.blank:
-            log.info("%s: blank texts left out: %d", self.key, self.blank)
-        if self._rows == self.skipped + self.blank:
-            found = {"bad rows skipped": self.skipped, "blank texts": self.blank}
-            told = ", ".join(f"{what}: {count}" for what, count in found.items() if count) or "no rows"
-            place = f"{self.name}: " if self.name else ""
-            raise DataError(f"{self.key} has no text ({place}{told})", hint="give a source with at least one document")
+
+    def _texts_before(self) -> Digests:
+        if not self.earlier:
+            return Digests()
+        last = self.earlier[-1]
+        seen, last._texts = last._texts, None  # whoever takes it over adds to it
+        if seen is None:
+            seen = Digests()
+            for source in self.earlier:
+                log.info("%s: reading %s, whose texts are duplicates here", self.key, source.key)
+                for _ in dataclasses.replace(source)._read(seen):
+                    pass
+        return seen
 
     def _bad_row(self, where: str, what: str, *, hint: str = ROW_HINT) -> None:
         if self.on_bad_rows == "error":
@@ -105,12 +149,36 @@ def open_source(
     """Finds what `source` names; `key` is how messages call it. Raises DataError where there is nothing to read."""
     if source.streaming:
         raise DataError(f"{key}.streaming: streaming is not available yet", hint="remove it: the data set is cached")
-    if source.builtin:
-        return _open_builtin(source, key)
+    filters = Filters.of(source, key)
     fingerprint: dict[str, Any] = {"columns": _columns(source), "on_bad_rows": on_bad_rows}
-    if source.hub:
-        return _open_hub(source, on_bad_rows, key, fingerprint)
-    return _open_files(source, on_bad_rows, key, fingerprint)
+    if source.builtin:
+        opened = _open_builtin(source, key)
+    elif source.hub:
+        opened = _open_hub(source, on_bad_rows, key, fingerprint)
+    else:
+        opened = _open_files(source, on_bad_rows, key, fingerprint)
+    opened.filters = filters
+    if filters.fingerprint:
+        opened.fingerprint["filters"] = filters.fingerprint
+    return opened
+
+
+def open_sources(
+    sources: Sequence[Source], *, on_bad_rows: Literal["error", "skip"] = "error", key: str = "data.sources"
+) -> list[OpenSource]:
+    """All sources of a list. Those with `deduplicate` keep no text that one before them has."""
+    opened = [
+        open_source(source, on_bad_rows=on_bad_rows, key=f"{key}.{number}") for number, source in enumerate(sources)
+    ]
+    earlier: tuple[OpenSource, ...] = ()
+    for source in opened:
+        if source.filters.deduplicate:
+            if earlier:
+                before = json.dumps(earlier[-1].fingerprint, sort_keys=True)
+                source.fingerprint["after"] = hashlib.sha256(before.encode()).hexdigest()
+            source.earlier = earlier
+            earlier = (*earlier, source)
+    return opened
 
 
 def _columns(source: Source) -> tuple[str, ...]:
