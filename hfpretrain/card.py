@@ -17,6 +17,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from hfpretrain import recipe as recipes
 from hfpretrain import strict_yaml
 from hfpretrain.amounts import count, span
+from hfpretrain.data.filters import in_words
 from hfpretrain.files import cache_folder, write_whole
 from hfpretrain.hub import split_revision
 from hfpretrain.run import Run
@@ -117,6 +118,7 @@ def _body(report: dict[str, Any], recipe: recipes.Recipe, repo_id: str | None, r
         _table(["training", ""], _facts(report, recipe)),
         "### Data",
         _table(["source", "documents", "tokens", "words"], _data_rows(report)),
+        _left_out(report),
         f"{report['training_tokens']:,} tokens for training, {report['validation_tokens']:,} for validation. "
         f"Fingerprint of the data: `{report['data_fingerprint']}`.",
         "## Reproduce",
@@ -202,13 +204,19 @@ def _data_rows(report: dict[str, Any]) -> list[list[str]]:
     ]
 
 
+def _left_out(report: dict[str, Any]) -> str:
+    told = [(source["name"], in_words(source.get("left_out", {}))) for source in report["sources"]]
+    return "\n".join(f"Left out of {name}: {left_out}." for name, left_out in told if left_out)
+
+
 def _command(report: dict[str, Any], recipe: recipes.Recipe) -> str:
-    files = "".join(
-        f" data.sources.{number}.{'hub' if recipe.data.sources[number].hub else 'files'}=PATH"
-        for number, source in enumerate(report["sources"])
-        if source["name"] == LOCAL
-    )
     shared = shareable(report, recipe)
+    files = "".join(
+        f" data.sources.{number}.{key}=PATH"
+        for number, source in enumerate(shared["data"]["sources"])
+        for key in ("hub", "files", "drop_list")
+        if source.get(key) == "PATH"
+    )
     bases = "".join(f" {key}.from=PATH" for key in ("model", "tokenizer") if shared[key].get("from") == "PATH")
     return f"hfpretrain train recipe.yaml{files}{bases}"
 
@@ -224,6 +232,8 @@ def shareable(report: dict[str, Any], recipe: recipes.Recipe) -> dict[str, Any]:
     for source in sources:
         if source.get("files"):
             source["files"] = "PATH"
+        if source.get("drop_list"):
+            source["drop_list"] = "PATH"
         if source.get("hub") and source["hub"] not in datasets:
             source["hub"] = "PATH"
     for key, known in (("model", "base_model"), ("tokenizer", "base_tokenizer")):

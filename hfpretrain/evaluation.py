@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from hfpretrain.data.batches import Batches, open_batches
+from hfpretrain.data.formats import TEXT, kind_of
 from hfpretrain.errors import RunError
 from hfpretrain.modeling.attention import prove_document_masking
 from hfpretrain.modeling.loss import Loss
@@ -39,8 +40,10 @@ class Evaluated:
         }
 
 
-ONLY_FILES: dict[str, Any] = {"builtin": None, "size": None, "hub": None, "subset": None, "weight": None}
-"""What a source of another kind has to lose to name files."""
+ONLY_FILES: dict[str, Any] = dict.fromkeys(
+    ("builtin", "size", "hub", "subset", "weight", "min_chars", "max_chars", "drop_list")
+) | {"deduplicate": False}
+"""What a source has to lose to name other files, all of which count."""
 
 
 @torch.no_grad()
@@ -109,7 +112,7 @@ def evaluate_model(name: str, data: str | None = None, *, micro_batch_size: int 
         recipe = from_mapping({"objective": objective, "data": mapping})
     if data is not None:
         seen = recipe.data.sources[0]  # its columns are what the model knows
-        plain = data.removesuffix(".gz").endswith((".txt", ".md"))
+        plain = kind_of(Path(data)) in TEXT
         sources = (Source(files=data) if plain or not file.is_file() else replace(seen, **ONLY_FILES, files=data),)
         recipe = replace(recipe, data=replace(recipe.data, sources=sources, validation=sources))
     batches = open_batches(recipe, llm.tokenizer, training=False)

@@ -222,6 +222,8 @@ def _source_contradictions(source: Source) -> Iterator[tuple[Keys, str]]:
     if (source.prompt_column is None) != (source.completion_column is None):
         given, other = ("prompt", "completion") if source.prompt_column else ("completion", "prompt")
         yield (f"{given}_column",), f"goes together with {other}_column, which is missing"
+    if source.min_chars and source.max_chars is not None and source.min_chars > source.max_chars:
+        yield ("max_chars",), f"{source.max_chars} is less than min_chars, {source.min_chars}: nothing would be left"
     if source.size is not None:
         try:
             size_in_bytes(source.size)
@@ -239,10 +241,11 @@ def _not_there_yet(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
 
 
 _COLUMNS = ("text_column", "prompt_column", "completion_column")
+_FILTERS = ("min_chars", "max_chars", "deduplicate", "drop_list")
 _KEYS_OF_KIND = {
-    "builtin": ("size",),
-    "files": ("documents", *_COLUMNS),
-    "hub": ("subset", "split", "streaming", *_COLUMNS),
+    "builtin": ("size", *_FILTERS),
+    "files": ("documents", *_COLUMNS, *_FILTERS),
+    "hub": ("subset", "split", "streaming", *_COLUMNS, *_FILTERS),
 }
 """The keys of a source that go with each kind of it; weight goes with all."""
 

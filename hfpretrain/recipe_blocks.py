@@ -72,6 +72,14 @@ class Source:
     """The column of completions."""
     documents: Literal["file", "paragraph", "line"] = "file"
     """What a text file is: one document, or one per paragraph or line."""
+    min_chars: WholeNumber | None = None
+    """Leave out documents with fewer characters than this. A pair's are those of prompt and completion."""
+    max_chars: WholeNumber | None = None
+    """Leave out documents with more characters than this."""
+    deduplicate: bool = False
+    """Leave out documents whose exact text was there before, in this source or one above it that asks for the same."""
+    drop_list: str | None = None
+    """Leave out documents whose text has a SHA-256 in this file: in hex, one a line, as sha256sum prints them."""
     weight: Positive | None = None
     """Share of the training tokens, relative to the other sources. Without any weight every source is
     seen once an epoch."""

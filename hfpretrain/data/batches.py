@@ -5,13 +5,13 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hfpretrain.data.blocks import Block, Blocks, IntArray, Stream, split
 from hfpretrain.data.order import derived, interleaved, permuted
-from hfpretrain.data.sources import open_source
+from hfpretrain.data.sources import open_sources
 from hfpretrain.data.tokens import TokenStore, end_of_document, prepare
 from hfpretrain.errors import DataError
 from hfpretrain.recipe import Amount, Recipe, Source
@@ -35,7 +35,8 @@ class Row:
 class Batches:
     """The training blocks of each mixed part in their order, and the validation blocks.
 
-    `sources` holds the counts of each training source (documents, tokens, words, text_bytes), held-out part included.
+    `sources` holds the counts of each training source (documents, tokens, words, text_bytes, and what filters
+    left out), held-out part included.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class Batches:
         batch_size: int,
         seed: int,
         fingerprint: str = "",
-        sources: Sequence[dict[str, int]] = (),
+        sources: Sequence[dict[str, Any]] = (),
     ) -> None:
         self.parts, self.weights, self.validation = parts, weights, validation
         self.batch_size, self.seed, self.fingerprint = batch_size, seed, fingerprint
@@ -67,7 +68,7 @@ class Batches:
         """Words (between spaces) that go with a training token on average, each source by its share of the tokens."""
         if len(self.parts) == 1:
             words, tokens = (sum(source[key] for source in self.sources) for key in ("words", "tokens"))
-            return words / tokens
+            return float(words / tokens)
         shares = zip(self.sources, self.weights, strict=True)
         return float(sum(source["words"] / source["tokens"] * weight for source, weight in shares) / sum(self.weights))
 
@@ -166,7 +167,8 @@ def open_batches(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", *, traini
         seed=recipe.seed,
         fingerprint=digest.hexdigest(),
         sources=[
-            {key: store.manifest[key] for key in ("documents", "tokens", "words", "text_bytes")} for store in stores
+            {key: store.manifest[key] for key in ("documents", "tokens", "words", "text_bytes", "left_out")}
+            for store in stores
         ],
     )
 
@@ -175,8 +177,5 @@ def _stores(
     recipe: Recipe, sources: Sequence[Source], key: str, tokenizer: "PreTrainedTokenizerBase"
 ) -> list[TokenStore]:
     end_id = end_of_document(tokenizer, recipe.objective)
-    opened = [
-        open_source(source, on_bad_rows=recipe.data.on_bad_rows, key=f"{key}.{number}")
-        for number, source in enumerate(sources)
-    ]
+    opened = open_sources(sources, on_bad_rows=recipe.data.on_bad_rows, key=key)
     return [prepare(source, tokenizer, end_id=end_id) for source in opened]

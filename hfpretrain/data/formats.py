@@ -1,4 +1,4 @@
-"""The readers of one file: .txt, .md, .jsonl, .json, .csv and .parquet, each also compressed with gzip.
+"""The readers of one file: .txt, .md, .jsonl, .json, .csv and .parquet, each also compressed with gzip or zstd.
 
 `datasets`' own readers can neither name the line that is wrong nor leave it out, so every format has a small streaming
 one here. A bad row goes to `report`; a damaged file is always an error, so that a truncated download never passes for
@@ -15,7 +15,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,8 +24,11 @@ from hfpretrain.errors import DataError, nearest
 
 TEXT = (".txt", ".md")
 TABLES = (".jsonl", ".json", ".csv", ".parquet")
+COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
+KNOWN = f"known are {', '.join((*TEXT, *TABLES))}, each also with .gz or .zst"
 ROW_HINT = "fix the line, or set data.on_bad_rows: skip"
 FILE_HINT = "copy or download it again"
+NUL = "holds a NUL byte"
 
 Row = tuple[str, ...]
 """The values of the wanted columns: (text,) or (prompt, completion)."""
@@ -34,9 +37,13 @@ Report = Callable[..., None]
 
 
 def kind_of(path: Path) -> str | None:
-    """The extension that says how to read the file, without .gz; None if it is not a known one."""
-    name = path.name.lower().removesuffix(".gz")
-    return next((extension for extension in (*TEXT, *TABLES) if name.endswith(extension)), None)
+    """The extension that says how to read the file, without .gz or .zst; None if it is not a known one."""
+    inner = path.with_suffix("") if _compression(path) else path
+    return next((extension for extension in (*TEXT, *TABLES) if inner.name.lower().endswith(extension)), None)
+
+
+def _compression(path: Path) -> str | None:
+    return COMPRESSED.get(path.suffix.lower())
 
 
 def read_file(path: Path, columns: Row, documents: str, report: Report) -> Iterator[Row]:
@@ -57,18 +64,46 @@ def read_file(path: Path, columns: Row, documents: str, report: Report) -> Itera
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
+def _opened(path: Path) -> Iterator[io.BufferedReader]:
     """The file's bytes, decompressed. What goes wrong with reading them inside the block becomes a DataError."""
+    compression = _compression(path)
     try:
-        compressed = path.name.lower().endswith(".gz")
-        if compressed and path.stat().st_size == 0:
-            raise EOFError("it is empty")
-        with cast(IO[bytes], gzip.open(path) if compressed else path.open("rb")) as stream:
+        with contextlib.ExitStack() as stack:
+            stream: Any = stack.enter_context(path.open("rb"))
+            if compression and not stream.peek(1):
+                raise EOFError("it is empty")
+            if compression == "gzip":
+                stream = stack.enter_context(gzip.GzipFile(fileobj=stream))
+            elif compression == "zstd":
+                stream = stack.enter_context(io.BufferedReader(pa.CompressedInputStream(stream, "zstd")))
+            _refuse_other_format(path, stream.peek(max(map(len, _OTHER_FORMATS))))
             yield stream
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path}: the gzip file is truncated or damaged: {error}", hint=FILE_HINT) from error
     except OSError as error:
+        if compression and error.errno is None:  # Arrow's
+            said = f"the {compression} file is truncated or damaged: {error}"
+            raise DataError(f"{path}: {said}", hint=FILE_HINT) from error
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+_OTHER_FORMATS = {
+    b"\xff\xfe": ("UTF-16, not UTF-8", "convert it: iconv -f UTF-16 -t UTF-8 {} > converted.txt"),
+    b"\xfe\xff": ("UTF-16, not UTF-8", "convert it: iconv -f UTF-16 -t UTF-8 {} > converted.txt"),
+    b"\x1f\x8b": ("compressed with gzip, which its name does not say", "call it {}.gz"),
+    b"\x28\xb5\x2f\xfd": ("compressed with zstd, which its name does not say", "call it {}.zst"),
+    b"PK\x03\x04": ("a zip archive", "unpack it: unzip {}"),
+    b"BZh91AY&SY": ("compressed with bzip2", "decompress it: bzip2 -dk {}"),
+    b"\xfd7zXZ\0": ("compressed with xz", "decompress it: xz -dk {}"),
+    b"version https://git-lfs": ("a Git LFS pointer and not the file itself", "fetch it: git lfs pull --include {}"),
+}
+"""How files of other formats begin. Lines that cannot be read could be skipped; here none should be read."""
+
+
+def _refuse_other_format(path: Path, beginning: bytes) -> None:
+    for start, (what, hint) in _OTHER_FORMATS.items():
+        if beginning.startswith(start):
+            raise DataError(f"{path}: is {what}", hint=hint.format(path.name))
 
 
 def fail(where: str, what: str, *, hint: str | None = None) -> None:
@@ -79,16 +114,11 @@ def fail(where: str, what: str, *, hint: str | None = None) -> None:
 # ------------------------------------------------------------------------------------------------------------- text
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Line numbers and lines, with \\n at their ends (CRLF and CR too) and no byte order mark."""
     with _opened(path) as stream:
         number = 0
         for raw in stream:
-            if number == 0 and raw.startswith((b"\xff\xfe", b"\xfe\xff")):
-                raise DataError(
-                    f"{path}: is UTF-16, not UTF-8",
-                    hint=f"convert it: iconv -f UTF-16 -t UTF-8 {path.name} > converted.txt",
-                )
             # bytes.splitlines cuts at \n, \r\n and \r only.
             for line in raw.splitlines(keepends=True) if b"\r" in raw else (raw,):
                 number += 1
@@ -99,15 +129,29 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 def _decoded(path: Path, report: Report) -> Iterator[tuple[int, str]]:
     """Line numbers and lines as text; a line that is not UTF-8 is a bad row."""
-    for number, raw in _lines(path):
+    for number, raw in lines(path):
         try:
             yield number, raw.decode()
         except UnicodeDecodeError as error:
-            report(f"{path}:{number}", _not_utf8(error), hint=ROW_HINT)
+            report(f"{path}:{number}", _not_utf8(error, path, number), hint=ROW_HINT)
 
 
-def _not_utf8(error: UnicodeDecodeError) -> str:
+def _not_utf8(error: UnicodeDecodeError, path: Path, number: int) -> str:
+    """What is wrong with the line, if it is not that the file ends in it."""
+    if error.reason == "unexpected end of data":  # which a line with its end cannot have
+        raise DataError(f"{path}:{number}: the file ends in the middle of a character", hint=FILE_HINT) from error
     return f"not UTF-8 (byte 0x{error.object[error.start]:02x})"
+
+
+def _text_lines(path: Path, report: Report) -> Iterator[str]:
+    """The lines of a text file. One with a NUL byte is a bad row: it is of another encoding, or was never written."""
+    for number, line in _decoded(path, report):
+        if "\0" not in line:
+            yield line
+        elif line.endswith("\n"):
+            report(f"{path}:{number}", NUL, hint=ROW_HINT)
+        else:
+            raise DataError(f"{path}:{number}: the file ends in NUL bytes, as if cut", hint=FILE_HINT)
 
 
 def _texts(path: Path, documents: str, report: Report) -> Iterator[str]:
@@ -115,10 +159,10 @@ def _texts(path: Path, documents: str, report: Report) -> Iterator[str]:
     if documents == "file":
         yield _whole_text(path, report)
     elif documents == "line":
-        yield from (text for _, line in _decoded(path, report) if (text := line.removesuffix("\n")).strip())
+        yield from (text for line in _text_lines(path, report) if (text := line.removesuffix("\n")).strip())
     else:
         paragraph: list[str] = []
-        for _, line in _decoded(path, report):
+        for line in _text_lines(path, report):
             if line.strip():
                 paragraph.append(line)
             elif paragraph:
@@ -135,8 +179,10 @@ def _whole_text(path: Path, report: Report) -> str:
         _opened(path) as stream,
         io.TextIOWrapper(stream, encoding="utf-8-sig") as text,
     ):
-        return text.read()
-    return "".join(line for _, line in _decoded(path, report))
+        content = text.read()
+        if "\0" not in content:
+            return content
+    return "".join(_text_lines(path, report))
 
 
 # ----------------------------------------------------------------------------------------------------------- tables
@@ -146,6 +192,9 @@ def check_columns(columns: Iterable[str], there: Iterable[str], where: str, repo
     """Whether all `columns` are there; reports the first that is not, with the nearest."""
     there = list(there)
     for column in columns:
+        if there.count(column) > 1:
+            report(where, f"{there.count(column)} columns are called {column!r}", hint="rename one of them" + hint)
+            return False
         if column not in there:
             similar = nearest(column, there)
             advice = f"set text_column, prompt_column or completion_column{f', e.g. to {similar}' if similar else ''}"
@@ -163,6 +212,8 @@ def _problem(values: Iterable[Any], columns: Row) -> str | None:
         if not isinstance(value, str):
             kind = "null" if value is None else type(value).__name__
             return f"column {column!r} is {kind}, not a text"
+        if "\0" in value:
+            return f"column {column!r} {NUL}"
         try:
             value.encode()
         except UnicodeEncodeError:
@@ -208,7 +259,7 @@ def _json_message(error: Exception) -> str:
 
 def _is_json_lines(path: Path) -> bool:
     """Whether a .json file holds a row per line: its first line is an object, and more lines follow."""
-    filled = ((number, line) for number, line in _lines(path) if line.strip())
+    filled = ((number, line) for number, line in lines(path) if line.strip())
     first, second = next(filled, None), next(filled, None)
     if first is None or second is None:
         return False
@@ -245,20 +296,23 @@ def _json_rows(path: Path, columns: Row) -> Iterator[tuple[str, Any]]:
 def _csv_rows(path: Path, columns: Row, report: Report) -> Iterator[Row]:
     csv.field_size_limit(2**31 - 1)
     damaged: list[tuple[int, str]] = []
+    complete = True
 
-    def lines() -> Iterator[str]:
+    def as_text() -> Iterator[str]:
         # A row may span lines, so a damaged line is noted, and its whole row left out.
-        for number, raw in _lines(path):
+        nonlocal complete
+        for number, raw in lines(path):
+            complete = raw.endswith(b"\n")
             try:
                 line = raw.decode()
                 if "\0" in line:
-                    damaged.append((number, "holds a NUL byte"))
+                    damaged.append((number, NUL))
             except UnicodeDecodeError as error:
-                damaged.append((number, _not_utf8(error)))
+                damaged.append((number, _not_utf8(error, path, number)))
                 line = raw.decode(errors="replace")
             yield line
 
-    reader = csv.reader(lines(), strict=True)
+    reader = csv.reader(as_text(), strict=True)
     header: list[str] | None = None
     places: list[int] = []
     while True:
@@ -273,6 +327,8 @@ def _csv_rows(path: Path, columns: Row, report: Report) -> Iterator[Row]:
             continue
         if row is None:
             break
+        if not complete and header and (damaged or len(row) < len(header)):
+            raise DataError(f"{path}:{start}: the file ends in the middle of a row", hint=FILE_HINT)
         if damaged:
             number, what = damaged[0]
             damaged.clear()
@@ -292,11 +348,11 @@ def _csv_rows(path: Path, columns: Row, report: Report) -> Iterator[Row]:
 def _parquet_rows(path: Path, columns: Row, report: Report) -> Iterator[Row]:
     with _opened(path) as stream, tempfile.TemporaryFile() as unpacked:
         source: IO[bytes] = stream
-        if path.name.lower().endswith(".gz"):  # parquet is read from its end
+        if _compression(path):  # parquet is read from its end
             shutil.copyfileobj(stream, unpacked)
             source = unpacked
         try:
-            file = pq.ParquetFile(source)
+            file = pq.ParquetFile(source, page_checksum_verification=True)
             check_columns(columns, file.schema_arrow.names, str(path), fail)
             batches = file.iter_batches(batch_size=1000, columns=list(columns))
             yield from arrow_rows(batches, columns, str(path), report)

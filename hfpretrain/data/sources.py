@@ -4,18 +4,21 @@ Opening a source finds its files at once, so that a missing one is an error befo
 with one row is an error or a counted skip (`on_bad_rows`).
 """
 
-import contextlib
-import glob
+import dataclasses
 import hashlib
+import json
 import logging
-import os
 import sys
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
+from hfpretrain.data.filters import Digests, Filters, in_words
+from hfpretrain.data.finding import find_files, require_unchanged
 from hfpretrain.data.formats import (
+    KNOWN,
     ROW_HINT,
     TABLES,
     TEXT,
@@ -27,7 +30,7 @@ from hfpretrain.data.formats import (
     kind_of,
     read_file,
 )
-from hfpretrain.errors import DataError, HFPretrainError, nearest
+from hfpretrain.errors import DataError, HFPretrainError
 from hfpretrain.recipe import Source, size_in_bytes
 
 log = logging.getLogger(__name__)
@@ -56,27 +59,74 @@ class OpenSource:
     """What identifies the content, as JSON: kind, columns, files with size and time, Hub fingerprint, ..."""
     read: Callable[[Report], Iterator[Row]]
     on_bad_rows: Literal["error", "skip"] = "error"
+    filters: Filters = Filters()
+    name: str = ""
+    """What it reads, in words: a file's name, or how many files there are."""
     size: int = 0
     """Bytes of its files, or of its text; about, and 0 if that is not known."""
     skipped: int = field(default=0, init=False)
     """Rows of the last `documents()` that could not be read."""
     blank: int = field(default=0, init=False)
     """Rows of the last `documents()` without a visible character; they are no documents."""
+    left_out: Counter[str] = field(default_factory=Counter, init=False)
+    """Documents of the last `documents()` that the filters left out, by the filter's key."""
+    earlier: tuple["OpenSource", ...] = field(default=(), init=False)
+    """With `deduplicate`: the sources whose texts are duplicates here."""
     _rows: int = field(default=0, init=False)
+    _texts: Digests | None = field(default=None, init=False)
+    """The digests of all texts up to this source's end, for the next source to take over."""
 
-    def documents(self) -> Iterator[Document]:
-        """Reads the source once. Raises DataError, naming file and line, for what cannot be read."""
+    def documents(self, seen: Digests | None = None) -> Iterator[Document]:
+        """Reads the source once. Raises DataError, naming file and line, for what cannot be read.
+
+        With `deduplicate`, texts in `seen` are left out, and the others added to it; without it, those of the sources
+        before this one, which are read for it if they have not just been.
+        """
+        own = seen is None
+        if own and self.filters.deduplicate:
+            seen = self._texts_before()
+        yield from self._read(seen)
+        if own:
+            self._texts = seen
+        if self.skipped:
+            log.warning("%s: %d of %d rows could not be read and were skipped", self.key, self.skipped, self._rows)
+        if self.blank:
+            log.info("%s: blank texts left out: %d", self.key, self.blank)
+        if told := in_words(self.left_out):
+            log.info("%s: left out: %s", self.key, told)
+        if self._rows == self.skipped + self.blank + self.left_out.total():
+            found = [f"{self.skipped} bad rows skipped"] * bool(self.skipped) + [f"blank texts: {self.blank}"] * bool(
+                self.blank
+            )
+            told = ", ".join(filter(None, [*found, told])) or "no rows"
+            place = f"{self.name}: " if self.name else ""
+            raise DataError(f"{self.key} has no text ({place}{told})", hint="give a source with at least one document")
+
+    def _read(self, seen: Digests | None) -> Iterator[Document]:
         self.skipped = self.blank = self._rows = 0
+        self.left_out.clear()
+        return self.filters.kept(self._unfiltered(), self.left_out, seen if self.filters.deduplicate else None)
+
+    def _unfiltered(self) -> Iterator[Document]:
         for row in self.read(self._bad_row):
             self._rows += 1
             if row[-1] and not row[-1].isspace():
                 yield _document(row)
             else:
                 self.blank += 1
-        if self.skipped:
-            log.warning("%s: %d of %d rows could not be read and were skipped", self.key, self.skipped, self._rows)
-        if self.blank:
-            log.info("%s: blank texts left out: %d", self.key, self.blank)
+
+    def _texts_before(self) -> Digests:
+        if not self.earlier:
+            return Digests()
+        last = self.earlier[-1]
+        seen, last._texts = last._texts, None  # whoever takes it over adds to it
+        if seen is None:
+            seen = Digests()
+            for source in self.earlier:
+                log.info("%s: reading %s, whose texts are duplicates here", self.key, source.key)
+                for _ in dataclasses.replace(source)._read(seen):
+                    pass
+        return seen
 
     def _bad_row(self, where: str, what: str, *, hint: str = ROW_HINT) -> None:
         if self.on_bad_rows == "error":
@@ -99,12 +149,36 @@ def open_source(
     """Finds what `source` names; `key` is how messages call it. Raises DataError where there is nothing to read."""
     if source.streaming:
         raise DataError(f"{key}.streaming: streaming is not available yet", hint="remove it: the data set is cached")
-    if source.builtin:
-        return _open_builtin(source, key)
+    filters = Filters.of(source, key)
     fingerprint: dict[str, Any] = {"columns": _columns(source), "on_bad_rows": on_bad_rows}
-    if source.hub:
-        return _open_hub(source, on_bad_rows, key, fingerprint)
-    return _open_files(source, on_bad_rows, key, fingerprint)
+    if source.builtin:
+        opened = _open_builtin(source, key)
+    elif source.hub:
+        opened = _open_hub(source, on_bad_rows, key, fingerprint)
+    else:
+        opened = _open_files(source, on_bad_rows, key, fingerprint)
+    opened.filters = filters
+    if filters.fingerprint:
+        opened.fingerprint["filters"] = filters.fingerprint
+    return opened
+
+
+def open_sources(
+    sources: Sequence[Source], *, on_bad_rows: Literal["error", "skip"] = "error", key: str = "data.sources"
+) -> list[OpenSource]:
+    """All sources of a list. Those with `deduplicate` keep no text that one before them has."""
+    opened = [
+        open_source(source, on_bad_rows=on_bad_rows, key=f"{key}.{number}") for number, source in enumerate(sources)
+    ]
+    earlier: tuple[OpenSource, ...] = ()
+    for source in opened:
+        if source.filters.deduplicate:
+            if earlier:
+                before = json.dumps(earlier[-1].fingerprint, sort_keys=True)
+                source.fingerprint["after"] = hashlib.sha256(before.encode()).hexdigest()
+            source.earlier = earlier
+            earlier = (*earlier, source)
+    return opened
 
 
 def _columns(source: Source) -> tuple[str, ...]:
@@ -172,6 +246,7 @@ def _open_hub(
         fingerprint | identity | {"revision": dataset._fingerprint},
         lambda report: arrow_rows(table.iter(batch_size=1000), columns, name, report),
         on_bad_rows,
+        name=name,
         size=table.data.nbytes,
     )
 
@@ -185,10 +260,7 @@ def _open_files(
     names = (source.files,) if isinstance(source.files, str) else source.files or ()
     if not names:
         raise DataError(f"{key}: there is nothing to read", hint="give one of builtin, files and hub")
-    try:
-        found = sorted({path for name in names for path in _find(name, f"{key}.files")})
-    except OSError as error:
-        raise DataError(f"{key}.files: {error.filename} cannot be read: {error.strerror}") from error
+    found = find_files(names, f"{key}.files", kind_of=kind_of, known=KNOWN)
     kinds = {kind_of(path) for path in found}
     if source.documents != "file" and not kinds & set(TEXT):
         raise DataError(
@@ -196,79 +268,14 @@ def _open_files(
         )
     if source.prompt_column and kinds & set(TEXT):
         raise DataError(f"{key}.prompt_column: text files have no columns", hint=f"use {', '.join(TABLES)} files")
-    stats = {path: _size_and_time(path) for path in found}
     columns = fingerprint["columns"]
     fingerprint |= {"kind": "files", "documents": source.documents}
-    fingerprint["files"] = [[str(path.absolute()), *stats[path]] for path in found]
+    fingerprint["files"] = [[str(path.absolute()), *size_and_time] for path, size_and_time in found.items()]
 
     def read(report: Report) -> Iterator[Row]:
-        for path in found:
+        for path, size_and_time in found.items():
             yield from read_file(path, columns, source.documents, report)
-            # Tokens are cached under the size and time that were seen at the start.
-            if _size_and_time(path) != stats[path]:
-                raise DataError(f"{path}: the file changed while it was read", hint="start again when it is complete")
+            require_unchanged(path, size_and_time)
 
-    return OpenSource(key, fingerprint, read, on_bad_rows, size=sum(size for size, _ in stats.values()))
-
-
-def _size_and_time(path: Path) -> tuple[int, int]:
-    try:
-        stat = path.stat()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    if not os.access(path, os.R_OK):
-        raise DataError(f"{path}: no permission to read it", hint=f"try: chmod u+r '{path}'")
-    return stat.st_size, stat.st_mtime_ns
-
-
-def _find(name: str, key: str) -> list[Path]:
-    """The files that a path, a folder or a glob means. Raises DataError if there are none that can be read."""
-    if not name.strip():
-        raise DataError(f"{key}: a name is empty", hint="give a path, a folder or a pattern")
-    path = Path(os.path.expanduser(name))  # noqa: PTH111 - leaves ~nobody as it is instead of failing
-    known = f"known are {', '.join((*TEXT, *TABLES))}, each also with .gz"
-    if path.is_file():
-        if kind_of(path) is None:
-            raise DataError(f"{key}: {name}: unknown file type {path.suffix or 'without extension'}", hint=known)
-        return [path]
-    if path.is_dir():
-        files = list(_walk(path))
-        what = f"the folder {name}"
-    elif glob.has_magic(name):
-        matches = (Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207 - takes absolute ones
-        files = [match for match in matches if match.is_file()]
-        what = f"the pattern {name}"
-    else:
-        siblings: list[str] = []
-        with contextlib.suppress(OSError):
-            siblings = [sibling.name for sibling in path.parent.iterdir()]
-        similar = nearest(path.name, siblings)
-        raise DataError(
-            f"{key}: there is no file or folder {name}",
-            hint=f"did you mean {path.parent / similar}?" if similar else f"relative paths start at {Path.cwd()}",
-        )
-    usable = [file for file in files if kind_of(file)]
-    if not usable:
-        others = sorted({file.suffix or file.name for file in files})[:5]
-        there_is = f"; there is: {', '.join(others)}" if others else ""
-        raise DataError(f"{key}: {what} has no files that can be read{there_is}", hint=known)
-    if len(usable) < len(files):
-        log.info("%s: %s: %d files of unknown types are left out", key, what, len(files) - len(usable))
-    return usable
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    """Every file below `folder` that is not hidden; linked folders too, each once."""
-
-    def give_up(error: OSError) -> NoReturn:
-        raise error
-
-    seen: set[str] = set()
-    for current, folders, files in os.walk(folder, onerror=give_up, followlinks=True):
-        seen.add(os.path.realpath(current))
-        folders[:] = [
-            name
-            for name in sorted(folders)
-            if name[0] != "." and os.path.realpath(os.path.join(current, name)) not in seen  # noqa: PTH118
-        ]
-        yield from (Path(current, name) for name in files if name[0] != ".")
+    name = str(next(iter(found))) if len(found) == 1 else f"{len(found)} files"
+    return OpenSource(key, fingerprint, read, on_bad_rows, name=name, size=sum(size for size, _ in found.values()))

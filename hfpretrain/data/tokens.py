@@ -24,13 +24,14 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from hfpretrain.data.encoding import Encoder, Piece
+from hfpretrain.data.filters import in_words
 from hfpretrain.data.sources import Document, OpenSource
 from hfpretrain.errors import DataError, StorageError
 from hfpretrain.files import bytes_below, cache_folder, free_bytes, lack_of_room, size_in_words
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 """Of the store's files and of how text becomes tokens; a store of another one is not used."""
 BATCH_PIECES, BATCH_CHARACTERS = 1000, 1_000_000
 _WORD = re.compile(r"\S+")
@@ -56,7 +57,8 @@ class TokenStore:
     fingerprint: str
     """SHA-256 in hex: same content, tokenizer and settings."""
     manifest: dict[str, Any]
-    """Counts: documents, tokens, words (between spaces), text_bytes, skipped, blank; and what the files hold."""
+    """Counts: documents, tokens, words (between spaces), text_bytes, skipped, blank, left_out by filters; and what
+    the files hold."""
 
 
 def prepare(
@@ -88,6 +90,8 @@ def prepare(
             f"{len(store.keys):,}",
             f" ({store.manifest['skipped']} bad rows were skipped then)" if store.manifest["skipped"] else "",
         )
+        if told := in_words(store.manifest["left_out"]):
+            log.info("%s: left out then: %s", source.key, told)
         return store
     building = stores / f".building-{fingerprint[:16]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     needed = source.size // TEXT_BYTES_PER_BYTE
@@ -169,6 +173,7 @@ def _write(
         "words": words,
         "skipped": source.skipped,
         "blank": source.blank,
+        "left_out": dict(source.left_out),
     }
     with (folder / "manifest.json").open("wb") as file:
         file.write(json.dumps(manifest, indent=1).encode())

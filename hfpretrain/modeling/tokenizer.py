@@ -19,7 +19,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from hfpretrain import hub, recipe
-from hfpretrain.data import sources
+from hfpretrain.data import filters, sources
 from hfpretrain.errors import DataError, ModelError, RecipeError
 from hfpretrain.modeling.fim import SPELLINGS
 
@@ -55,11 +55,10 @@ def build_tokenizer(recipe: recipe.Recipe) -> PreTrainedTokenizerBase:
             _check_reload(tokenizer, recipe.model.architecture)
         return tokenizer
 
-    documents = [
-        sources.open_source(source, on_bad_rows=recipe.data.on_bad_rows, key=f"data.sources.{index}").documents()
-        for index, source in enumerate(recipe.data.sources)
-    ]
-    # In turns, so that every source has its share where the text is cut.
+    opened = sources.open_sources(recipe.data.sources, on_bad_rows=recipe.data.on_bad_rows)
+    # In turns, so that every source has its share where the text is cut. Texts are kept once, as for the model.
+    seen = filters.Digests()
+    documents = [source.documents(seen) for source in opened]
     texts = (document.text for turn in zip_longest(*documents) for document in turn if document is not None)
     return train_tokenizer(
         recipe.tokenizer,
