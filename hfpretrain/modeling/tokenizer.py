@@ -11,16 +11,19 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
+import tokenizers
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from hfpretrain import hub, recipe
 from hfpretrain.data import sources
 from hfpretrain.errors import DataError, ModelError, RecipeError
+from hfpretrain.modeling.kept import kept_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +31,9 @@ Objective = Literal["clm", "mlm"]
 
 MAX_TRAINING_BYTES = 200_000_000
 """A vocabulary hardly changes with more text than this, and the trainers keep every word's count in memory."""
+
+TRAINING = 1
+"""Counts the ways in which training gave other tokenizers of the same text; one of another way is not used."""
 
 _PIECE_CHARACTERS = 65_536
 # One set of names for each objective, whatever the algorithm: [MASK] is learnt once.
@@ -54,13 +60,23 @@ def build_tokenizer(recipe: recipe.Recipe) -> PreTrainedTokenizerBase:
             _check_reload(tokenizer, recipe.model.architecture)
         return tokenizer
 
-    documents = [
-        sources.open_source(source, on_bad_rows=recipe.data.on_bad_rows, key=f"data.sources.{index}").documents()
+    opened = [
+        sources.open_source(source, on_bad_rows=recipe.data.on_bad_rows, key=f"data.sources.{index}")
         for index, source in enumerate(recipe.data.sources)
     ]
-    # In turns, so that every source has its share where the text is cut.
-    texts = (document.text for turn in zip_longest(*documents) for document in turn if document is not None)
-    return train_tokenizer(recipe.tokenizer, recipe.objective, texts, architecture=recipe.model.architecture)
+
+    def train() -> PreTrainedTokenizerFast:
+        # In turns, so that every source has its share where the text is cut.
+        turns = zip_longest(*(each.documents() for each in opened))
+        texts = (document.text for turn in turns for document in turn if document is not None)
+        return train_tokenizer(recipe.tokenizer, recipe.objective, texts, architecture=recipe.model.architecture)
+
+    identity = {
+        "made by": [tokenizers.__version__, TRAINING, MAX_TRAINING_BYTES],
+        "settings": [asdict(recipe.tokenizer), recipe.objective, recipe.model.architecture],
+        "sources": [each.fingerprint for each in opened],
+    }
+    return kept_tokenizer(identity, train)
 
 
 def _say_other_words(tokenizer: PreTrainedTokenizerBase, recipe: recipe.Recipe) -> None:
