@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from hfpretrain.data.seen import SeenWords, cuts_at_spaces
 from hfpretrain.data.sources import Document
 from hfpretrain.errors import DataError
 
@@ -41,6 +42,7 @@ class Encoder:
         self.before: list[int] = []
         self.after: list[int] = []
         self.backend: Tokenizer | None = None
+        self.seen: SeenWords | None = None
         self.tokenizer = tokenizer
         vocabulary = tokenizer.get_vocab()
         self.identity = {"class": type(tokenizer).__name__, "special": sorted(tokenizer.all_special_ids)}
@@ -48,6 +50,7 @@ class Encoder:
             specification = _plain_specification(tokenizer.backend_tokenizer.to_str())
             self.backend = Tokenizer.from_str(specification)
             self.backend.encode_special_tokens = True
+            self.seen = SeenWords(self.backend) if cuts_at_spaces(specification) else None
             self.before, self.after = _surroundings(self.backend)
             if end_id is not None and self.after[-1:] != [end_id]:
                 self.after.append(end_id)
@@ -58,13 +61,19 @@ class Encoder:
         self.typecode: Literal["H", "I"] = "H" if largest < 2**16 else "I"
 
     def encodings(self, pieces: list[Piece]) -> list[Any]:
-        """What the tokenizers library makes of the pieces; other threads can work meanwhile."""
+        """The token ids of each piece or, where there are prompts, what the tokenizers library says of it."""
         if self.backend is None:
             return [self._encode_slowly(piece) for piece in pieces]
+        texts = [piece.text for piece in pieces]
+        if any(piece.document and piece.document.prompt_characters for piece in pieces):
+            return list(self.backend.encode_batch(texts, add_special_tokens=False))
         # The fast variant tracks no offsets, which only prompts need.
-        any_prompts = any(piece.document and piece.document.prompt_characters for piece in pieces)
-        encode_batch = self.backend.encode_batch if any_prompts else self.backend.encode_batch_fast
-        return list(encode_batch([piece.text for piece in pieces], add_special_tokens=False))
+        if self.seen is None:
+            return [each.ids for each in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
+        found = self.seen.encode(texts)
+        others = [text for text, ids in zip(texts, found, strict=True) if ids is None]
+        encoded = iter(self.backend.encode_batch_fast(others, add_special_tokens=False))
+        return [next(encoded).ids if ids is None else ids for ids in found]
 
     def ids(self, pieces: list[Piece], encodings: list[Any]) -> Iterator[tuple[Piece, list[int], int]]:
         """Each piece with its token ids and how many of them are no targets."""
@@ -72,7 +81,7 @@ class Encoder:
             yield from ((piece, ids, 0) for piece, ids in zip(pieces, encodings, strict=True))
             return
         for piece, encoding in zip(pieces, encodings, strict=True):
-            ids: list[int] = encoding.ids
+            ids: list[int] = encoding if isinstance(encoding, list) else encoding.ids
             length = 0
             if piece.document:
                 if prompt := piece.document.prompt_characters:

@@ -31,7 +31,7 @@ from hfpretrain.data.encoding import Encoder, Piece
 from hfpretrain.data.progress import Progress
 from hfpretrain.data.sources import Document, OpenSource
 from hfpretrain.errors import DataError
-from hfpretrain.files import bytes_below, flush, write_whole
+from hfpretrain.files import bytes_below, digest, flush, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -76,13 +76,14 @@ class Part:
 
     def write(self, path: Path) -> None:
         """Puts the part in its place, in one step, with its SHA-256 at the end."""
-        buffer = io.BytesIO()
-        for values in (self.tokens, self.lengths, self.keys, self.prompt_lengths, self.counts):
-            np.save(buffer, values, allow_pickle=False)
-        content = buffer.getvalue()
         beside = path.with_name(f".{path.name}-{uuid.uuid4().hex}")  # two processes may write the same part
         try:
-            beside.write_bytes(content + hashlib.sha256(content).digest())
+            with beside.open("wb") as file:
+                for values in (self.tokens, self.lengths, self.keys, self.prompt_lengths, self.counts):
+                    np.save(file, values, allow_pickle=False)
+            content_digest = digest(beside)
+            with beside.open("ab") as file:
+                file.write(bytes.fromhex(content_digest))
             flush(beside)
             beside.rename(path)
         except OSError:
@@ -93,9 +94,9 @@ class Part:
     @staticmethod
     def read(path: Path) -> "Part":
         """The part in a file. Raises ValueError if it is not what was written."""
-        content = path.read_bytes()
-        content, digest = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
-        if hashlib.sha256(content).digest() != digest:
+        content = memoryview(path.read_bytes())
+        content, written = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
+        if hashlib.sha256(content).digest() != written:
             raise ValueError(f"{path.name} is not what was written")
         buffer = io.BytesIO(content)
         return Part(*(np.load(buffer, allow_pickle=False) for _ in range(5)))

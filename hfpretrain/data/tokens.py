@@ -201,8 +201,9 @@ def _join(building: Building, place: Place) -> dict[str, Any]:
         files["offsets"].write(np.zeros(1, dtype=np.int64).tobytes())
         for part in building.parts():
             offsets = total + np.cumsum(part.lengths)
-            for name, values in zip(names, (part.tokens, offsets, part.keys, part.prompt_lengths), strict=True):
-                files[name].write(values.tobytes())
+            arrays: tuple[npt.NDArray[Any], ...] = (part.tokens, offsets, part.keys, part.prompt_lengths)
+            for name, values in zip(names, arrays, strict=True):
+                values.tofile(files[name])
             total += len(part.tokens)
             documents += len(part.keys)
             any_prompts |= bool(part.prompt_lengths.any())
