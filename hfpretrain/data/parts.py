@@ -36,7 +36,7 @@ from hfpretrain.files import bytes_below, digest, flush, write_whole
 log = logging.getLogger(__name__)
 
 PART_CHARACTERS = 16_000_000
-BATCH_PIECES, BATCH_CHARACTERS = 1000, 500_000
+BATCH_PIECES, BATCH_CHARACTERS = 1000, 250_000
 LONG = 1_000_000
 """Characters of a text whose words are counted one by one: a list of them would be large."""
 ABANDONED_AFTER_SECONDS = 7 * 24 * 3600
@@ -184,7 +184,9 @@ class Building:
                     return
 
         with Progress(source.key, source.size) as progress:
-            encoded = ahead(lambda item: encoder.encodings(item[1]), batches())
+            # Looking up words is Python's work, which a second thread would only hinder.
+            each = ahead if encoder.seen is None else in_turn
+            encoded = each(lambda item: encoder.encodings(item[1]), batches())
             for number, items in itertools.groupby(encoded, key=lambda each: each[0][0]):
                 part = _gathered(encoder, ((batch, encodings) for (_, batch), encodings in items), progress)
                 part.write(self.part(number))
@@ -224,6 +226,11 @@ class Building:
 
 class DamagedPart(ValueError):
     """A part was not what had been written; it is gone now."""
+
+
+def in_turn(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
+    """Each item with what the function makes of it."""
+    return ((item, function(item)) for item in items)
 
 
 def ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
