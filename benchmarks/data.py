@@ -139,8 +139,8 @@ def peak_memory(process: int, ended: Callable[[], bool]) -> int:
     return peak * 1024
 
 
-def measured(side: str, folder: Path, case: str) -> dict[str, float]:
-    """One side of a case, in a process of its own."""
+def measured(side: str, folder: Path, case: str, *, watched: bool) -> float:
+    """One side of a case in a process of its own: its seconds or, watched, which slows it, its peak memory in bytes."""
     cores, _ = CASES[case]
     command = [sys.executable, __file__, "--side", side, "--folder", str(folder), "--case", case]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true" if cores > 1 else "false"}
@@ -148,15 +148,16 @@ def measured(side: str, folder: Path, case: str) -> dict[str, float]:
     over = threading.Event()
     peaks: list[int] = []
     watcher = threading.Thread(target=lambda: peaks.append(peak_memory(process.pid, over.is_set)))
-    watcher.start()
+    if watched:
+        watcher.start()
     out, error = process.communicate()
     over.set()
-    watcher.join()
     if process.returncode:
         sys.exit(f"{side}:\n{error}")
-    found: dict[str, float] = json.loads(out.splitlines()[-1])
-    print(f"  {case}, {side}: {found['seconds']:.1f} s, {peaks[0] / 1e6:.0f} MB", file=sys.stderr)
-    return found | {"memory": float(peaks[0])}
+    if watched:
+        watcher.join()
+        return float(peaks[0])
+    return float(json.loads(out.splitlines()[-1])["seconds"])
 
 
 def main() -> None:
@@ -180,12 +181,13 @@ def main() -> None:
         head = ["run_clm.py", "hfpretrain MB/s", "run_clm.py MB/s", "ratio", "peak memory", "ratio"]
         print("| " + " | ".join(head) + " |\n|" + "---|" * len(head), flush=True)
         for case in CASES:
-            runs = [{side: measured(side, folder, case) for side in ("ours", "theirs")} for _ in range(given.repeats)]
-            seconds, memory = (
-                {side: statistics.median(run[side][key] for run in runs) for side in ("ours", "theirs")}
-                for key in ("seconds", "memory")
-            )
-            ratios = [run["theirs"]["seconds"] / run["ours"]["seconds"] for run in runs]
+            runs = [
+                {side: measured(side, folder, case, watched=False) for side in ("ours", "theirs")}
+                for _ in range(given.repeats)
+            ]
+            seconds = {side: statistics.median(run[side] for run in runs) for side in ("ours", "theirs")}
+            memory = {side: measured(side, folder, case, watched=True) for side in ("ours", "theirs")}
+            ratios = [run["theirs"] / run["ours"] for run in runs]
             row = [
                 case,
                 f"{size / seconds['ours']:.2f}",
