@@ -32,6 +32,7 @@ bench: $(BIN)/hfpretrain
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/speed.py --precision bf16
 	$(BIN)/python benchmarks/start.py
+	$(BIN)/python benchmarks/data.py
 
 # With the Python that has PyTorch for CUDA: no installation, no network.
 bench-gpu:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from hfpretrain.cli_data import print_sources
 from hfpretrain.cli_models import load_model, print_next_words, vars_of
 from hfpretrain.errors import HFPretrainError
 from hfpretrain.process import CurrentStderr, follow_launcher, leave, prepare_environment
@@ -108,6 +109,29 @@ def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
     from hfpretrain.check import check
 
     Console(highlight=False).print(check(loaded), soft_wrap=True)
+
+
+@app.command()
+def data(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Prepare one of N shares, e.g. 3/16.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Prepare a recipe's data ahead of training: tokenizer and tokens, into the cache. Interrupted, it goes on.
+
+    Example: hfpretrain data recipes/quickstart-clm.yaml
+    """
+    from hfpretrain.recipe import load
+
+    with stop_on_signals():
+        loaded = load(recipe, overrides or [])
+        prepare_environment()
+        from hfpretrain.preparation import prepare_data
+
+        print_sources(prepare_data(loaded, shard), shard, as_json)
 
 
 @app.command()

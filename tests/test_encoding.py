@@ -14,10 +14,13 @@ from transformers import PreTrainedTokenizerFast
 from transformers.tokenization_python import PreTrainedTokenizer
 
 from hfpretrain.data import encoding
-from hfpretrain.data.sources import OpenSource, open_source
+from hfpretrain.data.seen import SeenWords, cuts_at_spaces
+from hfpretrain.data.sources import Document, OpenSource, open_source
 from hfpretrain.data.tokens import end_of_document, prepare
 from hfpretrain.errors import DataError
+from hfpretrain.modeling.tokenizer import train_tokenizer
 from hfpretrain.recipe import Source
+from hfpretrain.recipe import Tokenizer as TokenizerSettings
 
 TOKENIZERS: list[Callable[[], PreTrainedTokenizerFast]] = [bert, gpt, sentencepiece]
 
@@ -29,14 +32,12 @@ def test_the_tokens_are_those_of_the_tokenizer_text_by_text(tmp_path: Path, buil
     texts = TEXTS + [" ".join(draw.choices(" ".join(TEXTS).split(" "), k=draw.randrange(1, 30))) for _ in range(2500)]
     texts = [text for text in texts if text.strip()]
     end = end_of_document(tokenizer, "clm")
-    done: list[int] = []
-    store = prepare(source_of(tmp_path, texts), tokenizer, end_id=end, cache=tmp_path, progress=done.append)
+    store = prepare(source_of(tmp_path, texts), tokenizer, end_id=end, cache=tmp_path)
     assert documents(store) == [with_end(tokenizer(text)["input_ids"], end) for text in texts]
     assert store.tokens.dtype == np.uint16
     assert store.offsets[0] == 0
     assert store.offsets[-1] == len(store.tokens) == store.manifest["tokens"]
-    assert store.text_bytes == sum(len(text.encode()) for text in texts) == done[-1]
-    assert len(done) > 1
+    assert store.text_bytes == sum(len(text.encode()) for text in texts)
     assert store.prompt_lengths is None
     assert store.manifest["documents"] == len(texts)
 
@@ -165,3 +166,51 @@ def test_byte_level_targets_are_the_one_token_with_its_space_and_the_end(tmp_pat
 def test_pairs_need_a_tokenizer_with_offsets(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the tokenizer Letters cannot tell prompts from completions"):
         prepare(pairs(tmp_path), Letters(), end_id=None, cache=tmp_path)
+
+
+def test_words_seen_before_change_no_token() -> None:
+    """Texts of everything that stands at the borders of words, for each family of tokenizers that is trained here."""
+    atoms = [*" \n\t\r\u00a0\u3000\u2028\x1c\x85.,'!?-_(", "  ", " \n", "'s", "don't", "fox", "Fox", "é", "e\u0301"]
+    atoms += ["\u0301", "日本", "ΟΔΟΣ", "İ", "123", "4", "😀", "▁", "[MASK]", "</s>", "<0x0A>", "\u200b", "\ufeff", "ß"]
+    draw = random.Random(0)
+    texts = ["".join(draw.choice([*atoms, " ", " ", "fox"]) for _ in range(draw.randrange(1, 40))) for _ in range(4000)]
+    seen = 0
+    for algorithm in ("bpe", "wordpiece", "unigram", "char", "byte"):
+        for objective in ("clm", "mlm"):
+            for lowercase in (False, True):
+                settings = TokenizerSettings(algorithm=algorithm, vocab_size=700, lowercase=lowercase)
+                encoder = encoding.Encoder(train_tokenizer(settings, objective, texts[:300]), None)
+                pieces = [encoding.Piece(text, Document(text), True) for text in texts]
+                found = [ids for batch in (pieces[:2000], pieces[2000:]) for ids in encoder.encodings(batch)]
+                seen += encoder.seen is not None
+                encoder.seen = None
+                assert found == encoder.encodings(pieces), (algorithm, objective, lowercase)
+    assert seen == 12
+    assert sum(SeenWords._words(text) is not None for text in texts) > 300
+
+
+def test_few_words_are_remembered_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hfpretrain.data.seen.MOST_WORDS", 5)
+    encoder = encoding.Encoder(bert(), None)
+    assert encoder.seen is not None
+    for text in TEXTS[:3] * 2:
+        piece = encoding.Piece(text, Document(text), True)
+        assert encoder.encodings([piece]) == [bert()(text, add_special_tokens=False)["input_ids"]]
+        assert len(encoder.seen.ids) <= max(5, len(set(SeenWords._words(text) or ())))
+
+
+@pytest.mark.parametrize("change", ["prefix", "regex", "normalizer", "added", "dropout"])
+def test_a_tokenizer_that_may_cross_spaces_is_not_cut(change: str) -> None:
+    content = json.loads(gpt().backend_tokenizer.to_str())
+    assert cuts_at_spaces(json.dumps(content))
+    if change == "prefix":
+        content["pre_tokenizer"]["add_prefix_space"] = True
+    elif change == "regex":
+        content["pre_tokenizer"]["use_regex"] = False
+    elif change == "normalizer":
+        content["normalizer"] = {"type": "Replace", "pattern": {"String": "a b"}, "content": "c"}
+    elif change == "added":
+        content["added_tokens"].append(content["added_tokens"][0] | {"special": False, "content": "New York"})
+    else:
+        content["model"]["dropout"] = 0.1
+    assert not cuts_at_spaces(json.dumps(content))

@@ -17,7 +17,7 @@ FLOORS = [
     ["data"],
     ["modeling"],
     ["inference"],
-    ["evaluation", "publish"],
+    ["evaluation", "preparation", "publish"],
     ["training"],
     ["check", "verify"],
     ["__init__"],
@@ -34,6 +34,7 @@ PARTS = {
     "amounts": "recipe",
     "model_files": "hub",
     "card": "publish",
+    "cli_data": "cli",
     "cli_models": "cli",
     "check_data": "check",
 }

@@ -307,6 +307,10 @@ def test_keys_without_meaning_are_not_written() -> None:
         "completion_column": "c",
         "documents": "file",
         "weight": None,
+        "min_chars": None,
+        "max_chars": None,
+        "deduplicate": False,
+        "drop_list": None,
     }
 
 

@@ -3,6 +3,11 @@
 import logging
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -10,11 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 from small_tokenizers import TEXTS, bert, bert_of, documents, gpt, source_of
+from tiny import write_corpus
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from hfpretrain.data.sources import open_source
-from hfpretrain.data.tokens import TokenStore, end_of_document, prepare
+from hfpretrain.data import parts
+from hfpretrain.data.parts import Shard
+from hfpretrain.data.sources import OpenSource, open_source
+from hfpretrain.data.tokens import end_of_document, prepare, prepare_shard
 from hfpretrain.errors import DataError
 from hfpretrain.files import cache_folder
 from hfpretrain.recipe import Source
@@ -114,32 +122,158 @@ def test_two_processes_at_once_agree_on_one_store(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "tokens").iterdir()] == [first[0]]
 
 
-def test_whoever_commits_second_uses_the_first_store(tmp_path: Path) -> None:
-    tokenizer = bert()
-    path = source_of(tmp_path, TEXTS * 600) and tmp_path / "corpus.jsonl"
-    winner: list[TokenStore] = []
+def test_a_second_run_waits_for_the_first_and_reads_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    reading, go_on, waits = threading.Event(), threading.Event(), threading.Event()
+    first = source_of(tmp_path, TEXTS)
+    second = open_source(Source(files=str(tmp_path / "corpus.jsonl")))
+    read = first.read
 
-    def other_process_finishes(_: int) -> None:
-        if not winner:
-            winner.append(prepare(open_source(Source(files=str(path))), tokenizer, end_id=3, cache=tmp_path))
-            files.update(files_of(tmp_path / "tokens" / winner[0].fingerprint))
+    def read_slowly(report: Any) -> Any:
+        reading.set()
+        assert go_on.wait(60)
+        yield from read(report)
 
-    files: dict[str, tuple[int, int]] = {}
-    source = open_source(Source(files=str(path)))
-    store = prepare(source, tokenizer, end_id=3, cache=tmp_path, progress=other_process_finishes)
-    assert files_of(tmp_path / "tokens") == files
-    assert documents(store) == documents(winner[0])
+    def must_not_read(report: Any) -> Any:
+        raise AssertionError("the source is read twice")
+
+    def heard(record: logging.LogRecord) -> bool:
+        if "another process is preparing the same tokens" in record.getMessage():
+            waits.set()
+        return True
+
+    first.read, second.read = read_slowly, must_not_read
+    caplog.handler.addFilter(heard)
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            one = pool.submit(prepare, first, bert(), end_id=3, cache=tmp_path)
+            assert reading.wait(60)
+            two = pool.submit(prepare, second, bert(), end_id=3, cache=tmp_path)
+            assert waits.wait(60)
+            go_on.set()
+            assert documents(one.result()) == documents(two.result())
+    finally:
+        go_on.set()
+        caplog.handler.removeFilter(heard)
+    assert [path.name for path in (tmp_path / "tokens").iterdir()] == [one.result().fingerprint]
 
 
-def test_what_a_killed_process_left_is_removed_after_a_day(tmp_path: Path) -> None:
-    for name, age in (("old", 100_000), ("new", 10)):
+def test_what_was_left_unfinished_is_removed_after_a_week(tmp_path: Path) -> None:
+    for name, days in (("old", 8), ("new", 6)):
         folder = tmp_path / f"tokens/.building-{name}"
         folder.mkdir(parents=True)
-        (folder / "tokens.bin").touch()
-        time = (folder / "tokens.bin").stat().st_mtime - age
-        os.utime(folder / "tokens.bin", (time, time))
+        time = folder.stat().st_mtime - days * 24 * 3600
+        os.utime(folder, (time, time))
     store = prepare(source_of(tmp_path, TEXTS), bert(), end_id=3, cache=tmp_path)
     assert sorted(path.name for path in (tmp_path / "tokens").iterdir()) == [".building-new", store.fingerprint]
+
+
+def contents(cache: Path) -> dict[str, bytes]:
+    """What is in the token cache, file by file."""
+    return {str(path.relative_to(cache)): path.read_bytes() for path in cache.rglob("*") if path.is_file()}
+
+
+SMALL_PARTS = {"PART_CHARACTERS": 3000, "BATCH_CHARACTERS": 500}
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from hfpretrain.data import parts
+from hfpretrain.data.sources import open_source
+from hfpretrain.data.tokens import prepare
+from hfpretrain.recipe import Source
+from small_tokenizers import bert_of
+
+corpus, cache, specification, calls_left = *map(Path, sys.argv[1:4]), int(sys.argv[4])
+for setting in sys.argv[5:]:
+    name, size = setting.split("=")
+    setattr(parts, name, int(size))
+source, tokenizer = open_source(Source(files=str(corpus))), bert_of(specification.read_text())
+
+def count(frame, event, argument):
+    global calls_left
+    calls_left -= 1
+    if calls_left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sys.setprofile(count)
+prepare(source, tokenizer, end_id=3, cache=cache)
+sys.setprofile(None)
+print(-calls_left)
+"""
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, size in SMALL_PARTS.items():
+        monkeypatch.setattr(parts, name, size)
+
+
+def prepare_killed(folder: Path, cache: str, after_calls: int) -> "subprocess.CompletedProcess[str]":
+    """Prepares the corpus in a process that is killed (-9) after so many calls of functions, or says how many."""
+    specification = folder / "tokenizer.json"
+    specification.write_text(bert().backend_tokenizer.to_str(), encoding="utf-8")
+    settings = [f"{name}={size}" for name, size in SMALL_PARTS.items()]
+    given = [str(folder / "corpus.jsonl"), str(folder / cache), str(specification), str(after_calls), *settings]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ["PYTHONPATH"]])}
+    command = [sys.executable, "-c", KILLED, *given]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=100)
+
+
+def test_killed_at_any_place_the_next_run_gives_the_same_bytes(
+    tmp_path: Path, small_parts: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    write_corpus(tmp_path / "corpus.jsonl", documents=400)
+    undisturbed = prepare_killed(tmp_path, "undisturbed", 0)
+    calls = int(undisturbed.stdout)
+    for part in (2, 3, 4):  # each run goes on where the one before was
+        assert prepare_killed(tmp_path, "killed", calls // part).returncode == -signal.SIGKILL
+        assert not list((tmp_path / "killed/tokens").glob("[!.]*"))
+    source = open_source(Source(files=str(tmp_path / "corpus.jsonl")))
+    prepare(source, bert(), end_id=3, cache=tmp_path / "killed")
+    assert "going on: parts prepared before" in caplog.text
+    assert contents(tmp_path / "killed") == contents(tmp_path / "undisturbed")
+
+
+def test_shards_prepared_apart_are_joined_to_the_same_bytes(
+    tmp_path: Path, small_parts: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    write_corpus(tmp_path / "corpus.jsonl", documents=400)
+
+    def source() -> OpenSource:
+        return open_source(Source(files=str(tmp_path / "corpus.jsonl")))
+
+    whole = prepare(source(), bert(), end_id=3, cache=tmp_path / "whole")
+    for number in (3, 2):
+        assert prepare_shard(source(), bert(), Shard(number, 3), end_id=3, cache=tmp_path / "shards") is None
+    # The first share is missing, and of the others a part is damaged: who joins prepares both.
+    made = sorted((tmp_path / "shards").rglob("part-*"))
+    assert [int(part.name[-6:]) for part in made[:4]] == [1, 2, 4, 5]
+    made[0].write_bytes(made[0].read_bytes()[:-1])
+    joined = prepare(source(), bert(), end_id=3, cache=tmp_path / "shards")
+    assert f"going on: parts prepared before: {len(made)} " in caplog.text
+    assert f"{made[0].name} is damaged" in caplog.text
+    assert documents(joined) == documents(whole)
+    assert contents(tmp_path / "shards") == contents(tmp_path / "whole")
+    # Of a whole store there is no share to prepare.
+    assert prepare_shard(source(), bert(), Shard(1, 3), end_id=3, cache=tmp_path / "shards") is not None
+
+
+def test_when_all_shards_are_there_nothing_is_read_again(tmp_path: Path, small_parts: None, caplog: Any) -> None:
+    caplog.set_level(logging.INFO)
+    write_corpus(tmp_path / "corpus.jsonl", documents=200)
+    source = open_source(Source(files=str(tmp_path / "corpus.jsonl")))
+    for number in (1, 2):
+        prepare_shard(source, bert(), Shard(number, 2), end_id=3, cache=tmp_path / "shards")
+
+    def must_not_read(report: Any) -> Any:
+        raise AssertionError("the source is read again")
+
+    source.read = must_not_read
+    store = prepare(source, bert(), end_id=3, cache=tmp_path / "shards")
+    assert store.manifest["documents"] == 200
+    assert "joined from parts prepared before" in caplog.text
 
 
 def test_an_error_while_reading_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -6,12 +6,12 @@ import json
 import logging
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from hfpretrain.data.seen import SeenWords, cuts_at_spaces
 from hfpretrain.data.sources import Document
 from hfpretrain.errors import DataError
 
@@ -24,8 +24,7 @@ BORDER = re.compile(r"(?<=\w)(?=\s)|(?<=[.!?。！？])(?=\S)")
 BORDERS_TRIED, BORDER_CONTEXT = 16, 500
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """A text to encode at once: a document, or a part of a long one."""
 
     text: str
@@ -43,6 +42,7 @@ class Encoder:
         self.before: list[int] = []
         self.after: list[int] = []
         self.backend: Tokenizer | None = None
+        self.seen: SeenWords | None = None
         self.tokenizer = tokenizer
         vocabulary = tokenizer.get_vocab()
         self.identity = {"class": type(tokenizer).__name__, "special": sorted(tokenizer.all_special_ids)}
@@ -50,6 +50,7 @@ class Encoder:
             specification = _plain_specification(tokenizer.backend_tokenizer.to_str())
             self.backend = Tokenizer.from_str(specification)
             self.backend.encode_special_tokens = True
+            self.seen = SeenWords(self.backend) if cuts_at_spaces(specification) else None
             self.before, self.after = _surroundings(self.backend)
             if end_id is not None and self.after[-1:] != [end_id]:
                 self.after.append(end_id)
@@ -59,26 +60,40 @@ class Encoder:
         largest = max([len(tokenizer) - 1, end_id or 0, *vocabulary.values()])
         self.typecode: Literal["H", "I"] = "H" if largest < 2**16 else "I"
 
-    def encode(self, pieces: list[Piece]) -> Iterator[tuple[Piece, list[int], int]]:
+    def encodings(self, pieces: list[Piece]) -> list[Any]:
+        """The token ids of each piece or, where there are prompts, what the tokenizers library says of it."""
+        if self.backend is None:
+            return [self._encode_slowly(piece) for piece in pieces]
+        texts = [piece.text for piece in pieces]
+        if any(piece.document and piece.document.prompt_characters for piece in pieces):
+            return list(self.backend.encode_batch(texts, add_special_tokens=False))
+        # The fast variant tracks no offsets, which only prompts need.
+        if self.seen is None:
+            return [each.ids for each in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
+        found = self.seen.encode(texts)
+        others = [text for text, ids in zip(texts, found, strict=True) if ids is None]
+        encoded = iter(self.backend.encode_batch_fast(others, add_special_tokens=False))
+        return [next(encoded).ids if ids is None else ids for ids in found]
+
+    def ids(self, pieces: list[Piece], encodings: list[Any]) -> Iterator[tuple[Piece, list[int], int]]:
         """Each piece with its token ids and how many of them are no targets."""
         if self.backend is None:
-            yield from ((piece, *self._encode_slowly(piece)) for piece in pieces)
+            yield from ((piece, ids, 0) for piece, ids in zip(pieces, encodings, strict=True))
             return
-        prompts = [piece.document.prompt_characters if piece.document else 0 for piece in pieces]
-        # The fast variant tracks no offsets, which only prompts need.
-        encode_batch = self.backend.encode_batch if any(prompts) else self.backend.encode_batch_fast
-        encodings = encode_batch([piece.text for piece in pieces], add_special_tokens=False)
-        for piece, prompt, encoding in zip(pieces, prompts, encodings, strict=True):
-            ids: list[int] = encoding.ids
+        for piece, encoding in zip(pieces, encodings, strict=True):
+            ids: list[int] = encoding if isinstance(encoding, list) else encoding.ids
             length = 0
-            if prompt:
-                ends = (place for place, (_, end) in enumerate(encoding.offsets) if end > prompt)
-                length = next(ends, len(ids)) + len(self.before)
             if piece.document:
-                ids = self.before + ids
-            yield piece, ids + self.after if piece.last else ids, length
+                if prompt := piece.document.prompt_characters:
+                    ends = (place for place, (_, end) in enumerate(encoding.offsets) if end > prompt)
+                    length = next(ends, len(ids)) + len(self.before)
+                if self.before:
+                    ids = self.before + ids
+            if piece.last:
+                ids += self.after
+            yield piece, ids, length
 
-    def _encode_slowly(self, piece: Piece) -> tuple[list[int], int]:
+    def _encode_slowly(self, piece: Piece) -> list[int]:
         """For tokenizers written in Python: they say no offsets, and are given whole documents."""
         if piece.document and piece.document.prompt_characters:
             raise DataError(
@@ -86,7 +101,7 @@ class Encoder:
                 hint="use a fast tokenizer, one with a tokenizer.json",
             )
         ids: list[int] = self.tokenizer(piece.text, split_special_tokens=True, verbose=False)["input_ids"]
-        return (ids if self.end_id is None or ids[-1:] == [self.end_id] else [*ids, self.end_id]), 0
+        return ids if self.end_id is None or ids[-1:] == [self.end_id] else [*ids, self.end_id]
 
     def pieces(self, document: Document) -> Iterator[Piece]:
         """The document, in pieces of PIECE_CHARACTERS to twice as many if it is long."""

@@ -1,20 +1,18 @@
 """Documents become tokens once: a cached store of all token ids, memory-mapped.
 
-The store is flat files beside a manifest, written as the tokens come, so that memory does not grow with the corpus.
-It appears under its fingerprint (content, tokenizer, settings) by one rename: whole, or not at all.
+The store is flat files beside a manifest. It is made part by part (parts.py), so that memory does not grow with the
+corpus and an interrupted preparation goes on where it was, and appears under its fingerprint (content, tokenizer,
+settings) by one rename: whole, or not at all.
 """
 
 import contextlib
 import hashlib
 import json
 import logging
-import os
-import re
 import shutil
 import time
-import uuid
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,21 +21,19 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
-from hfpretrain.data.encoding import Encoder, Piece
+from hfpretrain.data.encoding import Encoder
 from hfpretrain.data.filters import in_words
-from hfpretrain.data.sources import Document, OpenSource
+from hfpretrain.data.parts import Building, DamagedPart, Shard
+from hfpretrain.data.sources import OpenSource
 from hfpretrain.errors import DataError, StorageError
-from hfpretrain.files import bytes_below, cache_folder, free_bytes, lack_of_room, size_in_words
+from hfpretrain.files import bytes_below, cache_folder, flush, flush_all, free_bytes, lack_of_room, size_in_words
 
 log = logging.getLogger(__name__)
 
 FORMAT = 3
 """Of the store's files and of how text becomes tokens; a store of another one is not used."""
-BATCH_PIECES, BATCH_CHARACTERS = 1000, 1_000_000
-_WORD = re.compile(r"\S+")
 TEXT_BYTES_PER_BYTE = 2
 """A token spells about four bytes of text, and two of them hold it."""
-ABANDONED_AFTER_SECONDS = 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -61,58 +57,130 @@ class TokenStore:
     the files hold."""
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where the tokens of a source are, or will be: in `folder`, and until they are whole in `building`."""
+
+    stores: Path
+    fingerprint: str
+    source: OpenSource
+    encoder: Encoder
+
+    @staticmethod
+    def of(source: OpenSource, tokenizer: PreTrainedTokenizerBase, end_id: int | None, cache: Path | None) -> "Place":
+        encoder = Encoder(tokenizer, end_id)
+        identity = {"format": FORMAT, "source": source.fingerprint, "tokenizer": encoder.identity, "end_id": end_id}
+        fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        return Place((cache or cache_folder()) / "tokens", fingerprint, source, encoder)
+
+    @property
+    def folder(self) -> Path:
+        return self.stores / self.fingerprint
+
+    @property
+    def building(self) -> Building:
+        return Building(self.stores, self.fingerprint)
+
+    def found(self) -> TokenStore | None:
+        """The store, if it is there; which is said."""
+        store = _load(self.folder)
+        if store is not None:
+            log.info(
+                "%s: using %s tokens of %s documents prepared before%s",
+                self.source.key,
+                f"{len(store.tokens):,}",
+                f"{len(store.keys):,}",
+                f" ({store.manifest['skipped']} bad rows were skipped then)" if store.manifest["skipped"] else "",
+            )
+            if told := in_words(store.manifest["left_out"]):
+                log.info("%s: left out then: %s", self.source.key, told)
+        return store
+
+    @contextlib.contextmanager
+    def held(self, shard: Shard | None = None) -> Iterator[Building]:
+        """Holds the place where parts are made. What goes wrong with writing there becomes an error in a sentence."""
+        said = f"the token cache {self.stores} cannot be written"
+        hint = "make room there, or set HFPRETRAIN_CACHE to another folder"
+        needed = self.source.size // TEXT_BYTES_PER_BYTE // (shard.of if shard else 1)
+        building = self.building
+        try:
+            self.stores.mkdir(parents=True, exist_ok=True)
+            Building.remove_abandoned(self.stores)
+        except OSError as error:
+            raise DataError(f"{said}: {error.strerror or error}", hint=hint) from error
+        # Half of what is written are the parts, some of which may be there.
+        if lacking := lack_of_room(self.stores, max(0, needed - bytes_below(building.folder) // 2)):
+            raise StorageError(f"{said}: for {self.source.key} {lacking}", hint=hint)
+
+        def waiting() -> None:
+            log.info("%s: another process is preparing the same tokens: waiting for it", self.source.key)
+
+        try:
+            with building.held(alone=shard is None, waiting=waiting):
+                yield building
+        except OSError as error:
+            free = free_bytes(self.stores)
+            room = f"{self.source.key} needs about {size_in_words(needed)}, and {size_in_words(free)} are free there"
+            raise StorageError(f"{said} ({error.strerror or error}): {room}", hint=hint) from error
+
+
 def prepare(
-    source: OpenSource,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    end_id: int | None,
-    cache: Path | None = None,
-    progress: Callable[[int], None] | None = None,
+    source: OpenSource, tokenizer: PreTrainedTokenizerBase, *, end_id: int | None, cache: Path | None = None
 ) -> TokenStore:
-    """The tokens of a source: from the cache, or tokenised now and kept there.
+    """The tokens of a source: from the cache, or tokenised now, as far as they are not yet, and kept there.
 
     Every document is `tokenizer(text)`, special tokens included, then `end_id` if it does not end with it already. What
     spells a special token in a text ("</s>") is ordinary text. A text of more than 131,072 characters is tokenised in
-    pieces, cut where that was seen to change no token. `progress` is called with the UTF-8 bytes done. Raises DataError
-    if the source cannot be read or has no text, or if the cache cannot be made, StorageError if it cannot be written.
+    pieces, cut where that was seen to change no token. Raises DataError if the source cannot be read or has no text,
+    or if the cache cannot be made, StorageError if it cannot be written.
     """
-    encoder = Encoder(tokenizer, end_id)
-    identity = {"format": FORMAT, "source": source.fingerprint, "tokenizer": encoder.identity, "end_id": end_id}
-    fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    stores = (cache or cache_folder()) / "tokens"
-    folder = stores / fingerprint
-    store = _load(folder)
-    if store is not None:
-        log.info(
-            "%s: using %s tokens of %s documents prepared before%s",
-            source.key,
-            f"{len(store.tokens):,}",
-            f"{len(store.keys):,}",
-            f" ({store.manifest['skipped']} bad rows were skipped then)" if store.manifest["skipped"] else "",
-        )
-        if told := in_words(store.manifest["left_out"]):
-            log.info("%s: left out then: %s", source.key, told)
+    place = Place.of(source, tokenizer, end_id, cache)
+    if (store := place.found()) is not None:
         return store
-    building = stores / f".building-{fingerprint[:16]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    needed = source.size // TEXT_BYTES_PER_BYTE
-    said = f"the token cache {stores} cannot be written"
-    hint = "make room there, or set HFPRETRAIN_CACHE to another folder"
-    try:
-        building.mkdir(parents=True)
-        _remove_abandoned(stores)
-    except OSError as error:
-        raise DataError(f"{said}: {error.strerror or error}", hint=hint) from error
-    try:
-        if lacking := lack_of_room(stores, needed):
-            raise StorageError(f"{said}: for {source.key} {lacking}", hint=hint)
-        _write(building, source, encoder, fingerprint, progress)
-        return _commit(building, folder)
-    except OSError as error:
-        free = free_bytes(stores) + bytes_below(building)
-        room = f"{source.key} needs about {size_in_words(needed)}, and {size_in_words(free)} are free there"
-        raise StorageError(f"{said} ({error.strerror or error}): {room}", hint=hint) from error
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+    with place.held() as building:
+        if (store := place.found()) is not None:  # another process was at work
+            shutil.rmtree(building.folder, ignore_errors=True)
+            return store
+        started = time.perf_counter()
+        while True:
+            made = building.make(source, place.encoder, None)
+            with contextlib.suppress(DamagedPart):
+                manifest = _join(building, place)
+                break
+        store = _commit(building.folder / "store", place.folder)
+        shutil.rmtree(building.folder, ignore_errors=True)
+    seconds = time.perf_counter() - started
+    text_bytes = manifest["text_bytes"]
+    log.info(
+        "%s: documents: %s, tokens: %s (%.2f bytes each), %s",
+        source.key,
+        f"{manifest['documents']:,}",
+        f"{manifest['tokens']:,}",
+        text_bytes / manifest["tokens"],
+        f"tokenised at {text_bytes / 1e6 / seconds:.1f} MB/s" if made else "joined from parts prepared before",
+    )
+    return store
+
+
+def prepare_shard(
+    source: OpenSource,
+    tokenizer: PreTrainedTokenizerBase,
+    shard: Shard,
+    *,
+    end_id: int | None,
+    cache: Path | None = None,
+) -> TokenStore | None:
+    """Makes one of several shares of a source's tokens, for a later `prepare` to join; the store if it is there whole.
+
+    Whoever makes a share reads the whole source, and tokenises its share of it. Errors are those of `prepare`.
+    """
+    place = Place.of(source, tokenizer, end_id, cache)
+    if (store := place.found()) is not None:
+        return store
+    with place.held(shard) as building:
+        made = building.make(source, place.encoder, shard)
+        log.info("%s: shard %s is prepared; parts made now: %d", source.key, shard, made)
+    return None
 
 
 def end_of_document(tokenizer: PreTrainedTokenizerBase, objective: Literal["clm", "mlm"]) -> int | None:
@@ -122,95 +190,48 @@ def end_of_document(tokenizer: PreTrainedTokenizerBase, objective: Literal["clm"
     return second if first is None else first
 
 
-def _write(
-    folder: Path, source: OpenSource, encoder: Encoder, fingerprint: str, progress: Callable[[int], None] | None
-) -> None:
-    """Tokenises the source into the files of `folder`, the manifest last."""
-    started = time.perf_counter()
+def _join(building: Building, place: Place) -> dict[str, Any]:
+    """Writes the store's files of the parts, the manifest last. Raises DamagedPart."""
+    source, end = place.source, building.end
+    assert end is not None
+    folder = building.folder / "store"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
     documents = total = text_bytes = words = 0
     any_prompts = False
     with contextlib.ExitStack() as stack:
         names = ("tokens", "offsets", "keys", "prompt_lengths")
         files = {name: stack.enter_context((folder / f"{name}.bin").open("wb")) for name in names}
         files["offsets"].write(np.zeros(1, dtype=np.int64).tobytes())
-        pieces = (piece for document in _encodable(source) for piece in encoder.pieces(document))
-        for batch in _batches(pieces):
-            tokens = array(encoder.typecode)
-            offsets, keys, prompts = array("q"), array("Q"), array("I")
-            for piece, ids, prompt_length in encoder.encode(batch):
-                if piece.document:
-                    data = piece.document.text.encode()
-                    text_bytes += len(data)
-                    words += sum(1 for _ in _WORD.finditer(piece.document.text))  # a list of them would be large
-                    keys.append(int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little"))
-                    prompts.append(prompt_length)
-                tokens.fromlist(ids)
-                if piece.last:
-                    offsets.append(total + len(tokens))
-            total += len(tokens)
-            documents += len(keys)
-            any_prompts |= any(prompts)
-            for name, values in zip(names, (tokens, offsets, keys, prompts), strict=True):
+        for part in building.parts():
+            offsets = total + np.cumsum(part.lengths)
+            arrays: tuple[npt.NDArray[Any], ...] = (part.tokens, offsets, part.keys, part.prompt_lengths)
+            for name, values in zip(names, arrays, strict=True):
                 values.tofile(files[name])
-            if progress:
-                progress(text_bytes)
-        for file in files.values():
-            file.flush()
-            os.fsync(file.fileno())
+            total += len(part.tokens)
+            documents += len(part.keys)
+            any_prompts |= bool(part.prompt_lengths.any())
+            text_bytes, words = text_bytes + int(part.counts[0]), words + int(part.counts[1])
     if not total:
-        skipped = f": all {source.skipped} rows that could not be read were skipped" if source.skipped else ""
-        raise DataError(f"{source.key} has no text{skipped}", hint="give a source with at least one document")
+        raise DataError(f"{source.key} has no tokens", hint="give a source with at least one document")
     if not any_prompts:
         (folder / "prompt_lengths.bin").unlink()
     manifest = {
         "format": FORMAT,
-        "fingerprint": fingerprint,
-        "bytes_per_token_id": array(encoder.typecode).itemsize,
+        "fingerprint": place.fingerprint,
+        "bytes_per_token_id": array(place.encoder.typecode).itemsize,
         "prompts": any_prompts,
         "documents": documents,
         "tokens": total,
         "text_bytes": text_bytes,
         "words": words,
-        "skipped": source.skipped,
-        "blank": source.blank,
-        "left_out": dict(source.left_out),
+        "skipped": end["skipped"],
+        "blank": end["blank"],
+        "left_out": end["left_out"],
     }
-    with (folder / "manifest.json").open("wb") as file:
-        file.write(json.dumps(manifest, indent=1).encode())
-        file.flush()
-        os.fsync(file.fileno())
-    _sync(folder)
-    seconds = time.perf_counter() - started
-    log.info(
-        "%s: documents: %s, tokens: %s (%.2f bytes each), tokenised at %.1f MB/s",
-        source.key,
-        f"{documents:,}",
-        f"{total:,}",
-        text_bytes / total,
-        text_bytes / 1e6 / seconds,
-    )
-
-
-def _encodable(source: OpenSource) -> Iterator[Document]:
-    """The source's documents. What goes wrong with reading them is not the cache's fault, so it is said here."""
-    try:
-        yield from source.documents()
-    except OSError as error:
-        raise DataError(f"{source.key} cannot be read: {error.strerror or error}") from error
-
-
-def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
-    """Pieces by the batch: enough to keep every core at work, few enough for memory."""
-    batch: list[Piece] = []
-    characters = 0
-    for piece in pieces:
-        batch.append(piece)
-        characters += len(piece.text)
-        if len(batch) == BATCH_PIECES or characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
+    (folder / "manifest.json").write_bytes(json.dumps(manifest, indent=1).encode())
+    flush_all(folder)
+    return manifest
 
 
 def _commit(building: Path, folder: Path) -> TokenStore:
@@ -218,7 +239,7 @@ def _commit(building: Path, folder: Path) -> TokenStore:
     while True:
         try:
             building.rename(folder)
-            _sync(folder.parent)
+            flush(folder.parent)
         except OSError:
             if not folder.is_dir():
                 raise
@@ -264,21 +285,3 @@ def _mapped(path: Path, dtype: Any, count: int) -> Any:
     if size != expected:
         raise ValueError(f"{path.name} has {size:,} bytes and not {expected:,}")
     return np.memmap(path, dtype=dtype, mode="r", shape=(count,))
-
-
-def _sync(folder: Path) -> None:
-    """Makes the names in the folder durable, where the system can."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _remove_abandoned(stores: Path) -> None:
-    """Removes what killed processes left behind: no tokens were written to it for a day."""
-    for folder in stores.glob(".building-*"):
-        with contextlib.suppress(OSError):
-            if time.time() - (folder / "tokens.bin").stat().st_mtime > ABANDONED_AFTER_SECONDS:
-                shutil.rmtree(folder, ignore_errors=True)

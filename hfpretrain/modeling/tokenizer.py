@@ -11,10 +11,12 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
+import tokenizers
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -22,6 +24,7 @@ from hfpretrain import hub, recipe
 from hfpretrain.data import filters, sources
 from hfpretrain.errors import DataError, ModelError, RecipeError
 from hfpretrain.modeling.fim import SPELLINGS
+from hfpretrain.modeling.kept import kept_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +32,9 @@ Objective = Literal["clm", "mlm"]
 
 MAX_TRAINING_BYTES = 200_000_000
 """A vocabulary hardly changes with more text than this, and the trainers keep every word's count in memory."""
+
+TRAINING = 1
+"""Counts the ways in which training gave other tokenizers of the same text; one of another way is not used."""
 
 _PIECE_CHARACTERS = 65_536
 # One set of names for each objective, whatever the algorithm: [MASK] is learnt once.
@@ -56,17 +62,27 @@ def build_tokenizer(recipe: recipe.Recipe) -> PreTrainedTokenizerBase:
         return tokenizer
 
     opened = sources.open_sources(recipe.data.sources, on_bad_rows=recipe.data.on_bad_rows)
-    # In turns, so that every source has its share where the text is cut. Texts are kept once, as for the model.
-    seen = filters.Digests()
-    documents = [source.documents(seen) for source in opened]
-    texts = (document.text for turn in zip_longest(*documents) for document in turn if document is not None)
-    return train_tokenizer(
-        recipe.tokenizer,
-        recipe.objective,
-        texts,
-        architecture=recipe.model.architecture,
-        more_special=SPELLINGS[0] if recipe.objective == "clm" and recipe.fim.rate else (),
-    )
+    more_special = SPELLINGS[0] if recipe.objective == "clm" and recipe.fim.rate else ()
+
+    def train() -> PreTrainedTokenizerFast:
+        # In turns, so that every source has its share where the text is cut. Texts are kept once, as for the model.
+        seen = filters.Digests()
+        turns = zip_longest(*(each.documents(seen) for each in opened))
+        texts = (document.text for turn in turns for document in turn if document is not None)
+        return train_tokenizer(
+            recipe.tokenizer,
+            recipe.objective,
+            texts,
+            architecture=recipe.model.architecture,
+            more_special=more_special,
+        )
+
+    identity = {
+        "made by": [tokenizers.__version__, TRAINING, MAX_TRAINING_BYTES],
+        "settings": [asdict(recipe.tokenizer), recipe.objective, recipe.model.architecture, more_special],
+        "sources": [each.fingerprint for each in opened],
+    }
+    return kept_tokenizer(identity, train)
 
 
 def _say_other_words(tokenizer: PreTrainedTokenizerBase, recipe: recipe.Recipe) -> None:

@@ -1,0 +1,310 @@
+"""A token store while it is made: parts of so much text each, there whole or not at all, and joined at the end.
+
+Where a part begins and ends follows from the source's documents alone. So it is the same whoever makes it: a process
+that goes on where a killed one stopped, another machine, or two at once, of which the second puts equal bytes in place.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import io
+import itertools
+import json
+import logging
+import os
+import re
+import shutil
+import time
+import uuid
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from hfpretrain.data.encoding import Encoder, Piece
+from hfpretrain.data.progress import Progress
+from hfpretrain.data.sources import Document, OpenSource
+from hfpretrain.errors import DataError
+from hfpretrain.files import bytes_below, digest, flush, write_whole
+
+log = logging.getLogger(__name__)
+
+PART_CHARACTERS = 16_000_000
+BATCH_PIECES, BATCH_CHARACTERS = 1000, 250_000
+LONG = 1_000_000
+"""Characters of a text whose words are counted one by one: a list of them would be large."""
+ABANDONED_AFTER_SECONDS = 7 * 24 * 3600
+_WORD = re.compile(r"\S+")
+_DIGEST_BYTES = hashlib.sha256().digest_size
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The parts `number`, `number + of`, `number + 2 of`, ... of a source: about one of `of` equal shares."""
+
+    number: int
+    """From 1 to `of`."""
+    of: int
+
+    def has(self, part: int) -> bool:
+        return part % self.of == self.number - 1
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+
+@dataclass(frozen=True)
+class Part:
+    """The tokens of a part's documents."""
+
+    tokens: npt.NDArray[Any]
+    lengths: npt.NDArray[np.int64]
+    """[documents]: tokens of each."""
+    keys: npt.NDArray[np.uint64]
+    prompt_lengths: npt.NDArray[np.uint32]
+    counts: npt.NDArray[np.int64]
+    """UTF-8 bytes and words of its texts."""
+
+    def write(self, path: Path) -> None:
+        """Puts the part in its place, in one step, with its SHA-256 at the end."""
+        beside = path.with_name(f".{path.name}-{uuid.uuid4().hex}")  # two processes may write the same part
+        try:
+            with beside.open("wb") as file:
+                for values in (self.tokens, self.lengths, self.keys, self.prompt_lengths, self.counts):
+                    np.save(file, values, allow_pickle=False)
+            content_digest = digest(beside)
+            with beside.open("ab") as file:
+                file.write(bytes.fromhex(content_digest))
+            flush(beside)
+            beside.rename(path)
+        except OSError:
+            beside.unlink(missing_ok=True)
+            raise
+        flush(path.parent)
+
+    @staticmethod
+    def read(path: Path) -> "Part":
+        """The part in a file. Raises ValueError if it is not what was written."""
+        content = memoryview(path.read_bytes())
+        content, written = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
+        if hashlib.sha256(content).digest() != written:
+            raise ValueError(f"{path.name} is not what was written")
+        buffer = io.BytesIO(content)
+        return Part(*(np.load(buffer, allow_pickle=False) for _ in range(5)))
+
+
+class Building:
+    """The folder in which the parts of one store are made; several processes may do so at once."""
+
+    def __init__(self, stores: Path, fingerprint: str) -> None:
+        self.folder = stores / f".building-{fingerprint[:32]}-{PART_CHARACTERS}"
+
+    def part(self, number: int) -> Path:
+        return self.folder / f"part-{number:06d}"
+
+    @property
+    def end(self) -> dict[str, Any] | None:
+        """How many parts there are, and what was left out, once somebody has read the source to its end."""
+        try:
+            return dict(json.loads((self.folder / "end.json").read_text(encoding="utf-8")))
+        except (FileNotFoundError, ValueError):
+            return None
+
+    @contextlib.contextmanager
+    def held(self, *, alone: bool, waiting: Callable[[], None]) -> Iterator[None]:
+        """Makes the folder and holds it: `alone` to make and join all parts, otherwise beside others like it.
+
+        Who comes second waits, which saves work and no more: parts are right without it. The system lifts the lock
+        when a process ends, however it ends. What has nothing finished in it is removed in the end.
+        """
+        kind = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
+        while True:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.folder, os.O_RDONLY)
+            try:
+                try:
+                    fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    waiting()
+                    fcntl.flock(descriptor, kind)
+                except OSError:  # a file system without locks
+                    log.debug("%s cannot be locked", self.folder, exc_info=True)
+                if not self._is(descriptor):  # whoever held it has finished and removed it
+                    continue
+                try:
+                    yield
+                finally:
+                    if not any(self.folder.glob("part-*")):
+                        shutil.rmtree(self.folder, ignore_errors=True)
+                return
+            finally:
+                os.close(descriptor)
+
+    def _is(self, descriptor: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(descriptor), self.folder.stat())
+        except FileNotFoundError:
+            return False
+
+    def make(self, source: OpenSource, encoder: Encoder, shard: Shard | None) -> int:
+        """Makes the parts that are not there yet, of a shard or all, and returns how many those were."""
+        end, made = self.end, 0
+        if end is not None:
+            wanted = {part for part in range(end["parts"]) if shard is None or shard.has(part)}
+            missing = {part for part in wanted if not self.part(part).exists()}
+            if not missing:
+                return 0
+        found = sum(1 for _ in self.folder.glob("part-*"))
+        if found:
+            size = bytes_below(self.folder)
+            log.info("%s: going on: parts prepared before: %d (%.1f MB)", source.key, found, size / 1e6)
+        last = -1
+
+        def batches() -> Iterator[tuple[int, list[Piece]]]:
+            """The pieces of the parts to make, batch by batch."""
+            nonlocal last
+            for last, group in itertools.groupby(_numbered(_readable(source)), key=lambda each: each[0]):
+                documents = (document for _, document in group)
+                if (shard is None or shard.has(last)) and not self.part(last).exists():
+                    pieces = (piece for document in documents for piece in encoder.pieces(document))
+                    yield from ((last, batch) for batch in _batches(pieces))
+                else:
+                    for document in documents:
+                        progress.add(len(document.text.encode()), prepared=False)
+                if end is not None and last >= max(missing):
+                    return
+
+        with Progress(source.key, source.size) as progress:
+            # Looking up words is Python's work, which a second thread would only hinder.
+            each = ahead if encoder.seen is None else in_turn
+            encoded = each(lambda item: encoder.encodings(item[1]), batches())
+            for number, items in itertools.groupby(encoded, key=lambda each: each[0][0]):
+                part = _gathered(encoder, ((batch, encodings) for (_, batch), encodings in items), progress)
+                part.write(self.part(number))
+                made += 1
+        if end is None:
+            left_out = dict(source.left_out)
+            counts = {"parts": last + 1, "skipped": source.skipped, "blank": source.blank, "left_out": left_out}
+            write_whole(self.folder / "end.json", json.dumps(counts))
+        return made
+
+    def parts(self) -> Iterator[Part]:
+        """All parts in their order. One that is damaged is removed, and a ValueError raised."""
+        end = self.end
+        assert end is not None
+        for number in range(end["parts"]):
+            path = self.part(number)
+            try:
+                yield Part.read(path)
+            except ValueError as error:
+                log.warning("%s is damaged: it is prepared again", path)
+                path.unlink()
+                raise DamagedPart(str(error)) from error
+
+    @staticmethod
+    def remove_abandoned(stores: Path) -> None:
+        """Removes what was left unfinished and not touched for a week, by nobody who still runs."""
+        for folder in stores.glob(".building-*"):
+            with contextlib.suppress(OSError):
+                if time.time() - folder.stat().st_mtime < ABANDONED_AFTER_SECONDS:
+                    continue
+                descriptor = os.open(folder, os.O_RDONLY)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(folder, ignore_errors=True)
+                finally:
+                    os.close(descriptor)
+
+
+class DamagedPart(ValueError):
+    """A part was not what had been written; it is gone now."""
+
+
+def in_turn(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
+    """Each item with what the function makes of it."""
+    return ((item, function(item)) for item in items)
+
+
+def ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
+    """Each item with what the function makes of it on another thread, one item ahead of who asks."""
+    waiting: deque[tuple[Item, Future[Result]]] = deque()
+    with ThreadPoolExecutor(1, thread_name_prefix="hfpretrain-encoder") as pool:
+        for item in items:
+            waiting.append((item, pool.submit(function, item)))
+            del item
+            if len(waiting) > 1:
+                first, result = waiting.popleft()
+                yield first, result.result()
+                del first, result
+        while waiting:
+            first, result = waiting.popleft()
+            yield first, result.result()
+
+
+def _numbered(documents: Iterable[Document]) -> Iterator[tuple[int, Document]]:
+    """Each document with the number of its part."""
+    number = characters = 0
+    for document in documents:
+        yield number, document
+        characters += len(document.text)
+        if characters >= PART_CHARACTERS:
+            number, characters = number + 1, 0
+
+
+def _readable(source: OpenSource) -> Iterator[Document]:
+    """The source's documents. What goes wrong with reading them is not the cache's fault, so it is said here."""
+    try:
+        yield from source.documents()
+    except OSError as error:
+        raise DataError(f"{source.key} cannot be read: {error.strerror or error}") from error
+
+
+def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+    """Pieces by the batch: enough to keep every core at work, few enough for memory."""
+    batch: list[Piece] = []
+    characters = 0
+    for piece in pieces:
+        batch.append(piece)
+        characters += len(piece.text)
+        if len(batch) == BATCH_PIECES or characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _gathered(encoder: Encoder, batches: Iterable[tuple[list[Piece], Any]], progress: Progress) -> Part:
+    """The part that the encoded batches make together."""
+    tokens, lengths, keys, prompts = array(encoder.typecode), array("q"), array("Q"), array("I")
+    text_bytes = words = start = 0
+    for batch, encodings in batches:
+        before = text_bytes
+        for piece, ids, prompt_length in encoder.ids(batch, encodings):
+            if piece.document:
+                text = piece.document.text
+                data = text.encode()
+                text_bytes += len(data)
+                words += len(text.split()) if len(text) < LONG else sum(1 for _ in _WORD.finditer(text))
+                keys.append(int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little"))
+                prompts.append(prompt_length)
+            tokens.fromlist(ids)
+            if piece.last:
+                lengths.append(len(tokens) - start)
+                start = len(tokens)
+        progress.add(text_bytes - before)
+    return Part(
+        tokens=np.frombuffer(tokens, dtype=f"u{tokens.itemsize}"),
+        lengths=np.frombuffer(lengths, dtype=np.int64),
+        keys=np.frombuffer(keys, dtype=np.uint64),
+        prompt_lengths=np.frombuffer(prompts, dtype=np.uint32),
+        counts=np.array([text_bytes, words], dtype=np.int64),
+    )

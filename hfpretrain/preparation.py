@@ -1,0 +1,51 @@
+"""`hfpretrain data`: the tokenizer and the tokens of a recipe, made ahead of training, alone or in shares."""
+
+from typing import Any
+
+from hfpretrain.data.parts import Shard
+from hfpretrain.data.sources import OpenSource, open_sources
+from hfpretrain.data.tokens import end_of_document, prepare, prepare_shard
+from hfpretrain.errors import UserError
+from hfpretrain.modeling.tokenizer import build_tokenizer
+from hfpretrain.recipe import Amount, Recipe
+
+
+def prepare_data(recipe: Recipe, shard: str | None = None) -> list[dict[str, Any]]:
+    """Prepares each source of the recipe as training would, and returns what there is: the counts of each.
+
+    The tokenizer comes first; the same data gives the same one on every machine. With `shard`, e.g. 3/16, only that
+    share is made; the counts of what is not whole yet are None.
+    """
+    share = None if shard is None else parse_shard(shard)
+    tokenizer = build_tokenizer(recipe)
+    end_id = end_of_document(tokenizer, recipe.objective)
+    lines = []
+    for source in _sources(recipe):
+        store = (
+            prepare_shard(source, tokenizer, share, end_id=end_id)
+            if share
+            else prepare(source, tokenizer, end_id=end_id)
+        )
+        counts = ("documents", "tokens", "text_bytes", "skipped", "blank", "left_out")
+        line = {name: store.manifest[name] if store else None for name in counts}
+        if store:
+            line["bytes_per_token"] = round(store.text_bytes / len(store.tokens), 3)
+        lines.append({"source": source.key} | line)
+    return lines
+
+
+def parse_shard(text: str) -> Shard:
+    """The share that `3/16` names. Raises UserError."""
+    number, _, of = text.partition("/")
+    if number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of):
+        return Shard(int(number), int(of))
+    raise UserError(f"--shard {text}: that is no share", hint="write for example 3/16, the third of sixteen")
+
+
+def _sources(recipe: Recipe) -> list[OpenSource]:
+    """Every source that training reads."""
+    data = recipe.data
+    opened = open_sources(data.sources, on_bad_rows=data.on_bad_rows)
+    if not isinstance(data.validation, Amount) and data.validation != data.sources:
+        opened += open_sources(data.validation, on_bad_rows=data.on_bad_rows, key="data.validation")
+    return opened
