@@ -12,6 +12,7 @@ import os
 import re
 from typing import Any
 
+import numpy as np
 from huggingface_hub import EvalResult, ModelCardData
 
 from hfpretrain import recipe as recipes
@@ -19,6 +20,8 @@ from hfpretrain import strict_yaml
 from hfpretrain.amounts import count, span
 from hfpretrain.files import cache_folder, write_whole
 from hfpretrain.hub import split_revision
+from hfpretrain.recipe_contents import dotted
+from hfpretrain.recipe_stages import places_of_sources, stages_of
 from hfpretrain.run import Run
 
 log = logging.getLogger(__name__)
@@ -182,7 +185,8 @@ def _samples(report: dict[str, Any]) -> list[str]:
 def _facts(report: dict[str, Any], recipe: recipes.Recipe) -> list[list[str]]:
     train = recipe.train
     return [
-        ["steps", f"{report['steps']:,} of {train.batch_size} blocks of {recipe.data.block_size} tokens"],
+        ["steps", f"{report['steps']:,} of {train.batch_size} blocks of {_block_sizes(recipe)} tokens"],
+        *(["data, in turn and shares", line] for line in report["mixing"]),
         ["tokens seen", f"{report['tokens']:,}"],
         ["words seen", f"{report['words']:,}"],
         ["attention", "within documents" if report["packing"] == "documents" else "across documents"],
@@ -195,6 +199,10 @@ def _facts(report: dict[str, Any], recipe: recipes.Recipe) -> list[list[str]]:
     ]
 
 
+def _block_sizes(recipe: recipes.Recipe) -> str:
+    return ", then ".join(str(stage.block_size) for stage in stages_of(recipe.data))
+
+
 def _data_rows(report: dict[str, Any]) -> list[list[str]]:
     return [
         [source["name"], *(f"{source[key]:,}" for key in ("documents", "tokens", "words"))]
@@ -204,9 +212,9 @@ def _data_rows(report: dict[str, Any]) -> list[list[str]]:
 
 def _command(report: dict[str, Any], recipe: recipes.Recipe) -> str:
     files = "".join(
-        f" data.sources.{number}.{'hub' if recipe.data.sources[number].hub else 'files'}=PATH"
-        for number, source in enumerate(report["sources"])
-        if source["name"] == LOCAL
+        f" {dotted(keys)}.{'hub' if source.hub else 'files'}=PATH"
+        for keys, source, number in places_of_sources(recipe.data)
+        if report["sources"][number]["name"] == LOCAL
     )
     shared = shareable(report, recipe)
     bases = "".join(f" {key}.from=PATH" for key in ("model", "tokenizer") if shared[key].get("from") == "PATH")
@@ -219,7 +227,8 @@ def shareable(report: dict[str, Any], recipe: recipes.Recipe) -> dict[str, Any]:
     for key in ("output_dir", "hub", "trackers"):
         mapping.pop(key)
     validation = mapping["data"]["validation"]
-    sources = [*mapping["data"]["sources"], *(validation if isinstance(validation, list) else [])]
+    sources = [*mapping["data"].get("sources", []), *(validation if isinstance(validation, list) else [])]
+    sources += [source for stage in mapping["data"]["stages"] for source in stage["sources"]]
     datasets = {known["dataset"] for known in report["sources"]} | set(report["validation_datasets"])
     for source in sources:
         if source.get("files"):
@@ -255,14 +264,16 @@ def _draw_curve(run: Run, report: dict[str, Any]) -> None:
     os.environ.setdefault("MPLCONFIGDIR", str(cache_folder() / "matplotlib"))  # it keeps a list of fonts
     from matplotlib.figure import Figure  # most of a second, and only a finished run needs it
 
-    lines, per_step = run.metrics(), report["tokens"] / max(report["steps"], 1)
+    lines = run.metrics()
+    known = {0: 0, **{line["step"]: line["tokens"] for line in lines if "tokens" in line}}
+    steps, tokens = list(known), list(known.values())  # a step of another stage may have more
     figure = Figure(figsize=(8, 4.2), dpi=120, layout="constrained")
     axes = figure.subplots()
     for key, label, colour, style in (
         ("loss", "training", BLUE, {"linewidth": 1.2}),
         ("validation_loss", "held out", ORANGE, {"marker": "o", "markersize": 4, "linewidth": 1.6}),
     ):
-        points = [(line["step"] * per_step, line[key]) for line in lines if key in line]
+        points = [(np.interp(line["step"], steps, tokens), line[key]) for line in lines if key in line]
         if points:
             axes.plot(*zip(*points, strict=True), label=label, color=colour, **style)
     axes.set_xlabel("tokens seen", color=GREY)

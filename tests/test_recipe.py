@@ -307,6 +307,7 @@ def test_keys_without_meaning_are_not_written() -> None:
         "completion_column": "c",
         "documents": "file",
         "weight": None,
+        "repeat": True,
     }
 
 

@@ -11,6 +11,7 @@ from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBas
 
 from hfpretrain.data.batches import Row
 from hfpretrain.recipe import Masking, Recipe
+from hfpretrain.recipe_stages import training_sources
 
 IGNORED = -100
 """The label of a position that is no target."""
@@ -42,7 +43,7 @@ class Collator:
     ) -> None:
         self.static = static
         self.isolated = isolated
-        self.paired = any(source.prompt_column for source in recipe.data.sources)
+        self.paired = any(source.prompt_column for _, source in training_sources(recipe.data))
         self.masked: DataCollatorForLanguageModeling | None = None
         if recipe.objective == "mlm":
             masking = masking or recipe.masking

@@ -21,6 +21,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBas
 from hfpretrain import hub, recipe
 from hfpretrain.data import sources
 from hfpretrain.errors import DataError, ModelError, RecipeError
+from hfpretrain.recipe_stages import training_sources
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +56,8 @@ def build_tokenizer(recipe: recipe.Recipe) -> PreTrainedTokenizerBase:
         return tokenizer
 
     documents = [
-        sources.open_source(source, on_bad_rows=recipe.data.on_bad_rows, key=f"data.sources.{index}").documents()
-        for index, source in enumerate(recipe.data.sources)
+        sources.open_source(source, on_bad_rows=recipe.data.on_bad_rows, key=key).documents()
+        for key, source in training_sources(recipe.data)
     ]
     # In turns, so that every source has its share where the text is cut.
     texts = (document.text for turn in zip_longest(*documents) for document in turn if document is not None)
