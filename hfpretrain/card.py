@@ -12,6 +12,7 @@ import os
 import re
 from typing import Any
 
+import numpy as np
 from huggingface_hub import EvalResult, ModelCardData
 
 from hfpretrain import recipe as recipes
@@ -20,6 +21,8 @@ from hfpretrain.amounts import count, span
 from hfpretrain.data.filters import in_words
 from hfpretrain.files import cache_folder, write_whole
 from hfpretrain.hub import split_revision
+from hfpretrain.recipe_contents import Keys, dotted
+from hfpretrain.recipe_stages import places_of_sources, stages_of
 from hfpretrain.run import Run
 
 log = logging.getLogger(__name__)
@@ -184,7 +187,8 @@ def _samples(report: dict[str, Any]) -> list[str]:
 def _facts(report: dict[str, Any], recipe: recipes.Recipe) -> list[list[str]]:
     train = recipe.train
     return [
-        ["steps", f"{report['steps']:,} of {train.batch_size} blocks of {recipe.data.block_size} tokens"],
+        ["steps", f"{report['steps']:,} of {train.batch_size} blocks of {_block_sizes(recipe)} tokens"],
+        *(["data, in turn and shares", line] for line in report["mixing"]),
         ["tokens seen", f"{report['tokens']:,}"],
         ["words seen", f"{report['words']:,}"],
         ["attention", "within documents" if report["packing"] == "documents" else "across documents"],
@@ -195,6 +199,10 @@ def _facts(report: dict[str, Any], recipe: recipes.Recipe) -> list[list[str]]:
         ["speed", f"{report['tokens_per_second']:,.0f} tokens/s, {report['mfu']:.0%} of the hardware's matrix rate"],
         ["compute", f"{report['flops']:.2g} FLOPs"],
     ]
+
+
+def _block_sizes(recipe: recipes.Recipe) -> str:
+    return ", then ".join(str(stage.block_size) for stage in stages_of(recipe.data))
 
 
 def _data_rows(report: dict[str, Any]) -> list[list[str]]:
@@ -212,10 +220,10 @@ def _left_out(report: dict[str, Any]) -> str:
 def _command(report: dict[str, Any], recipe: recipes.Recipe) -> str:
     shared = shareable(report, recipe)
     files = "".join(
-        f" data.sources.{number}.{key}=PATH"
-        for number, source in enumerate(shared["data"]["sources"])
-        for key in ("hub", "files", "drop_list")
-        if source.get(key) == "PATH"
+        f" {dotted(keys)}.{key}=PATH"
+        for keys, _, _ in places_of_sources(recipe.data)
+        for key, value in _at(shared, keys).items()
+        if value == "PATH"
     )
     bases = "".join(f" {key}.from=PATH" for key in ("model", "tokenizer") if shared[key].get("from") == "PATH")
     return f"hfpretrain train recipe.yaml{files}{bases}"
@@ -227,7 +235,8 @@ def shareable(report: dict[str, Any], recipe: recipes.Recipe) -> dict[str, Any]:
     for key in ("output_dir", "hub", "trackers"):
         mapping.pop(key)
     validation = mapping["data"]["validation"]
-    sources = [*mapping["data"]["sources"], *(validation if isinstance(validation, list) else [])]
+    sources = [*mapping["data"].get("sources", []), *(validation if isinstance(validation, list) else [])]
+    sources += [source for stage in mapping["data"]["stages"] for source in stage["sources"]]
     datasets = {known["dataset"] for known in report["sources"]} | set(report["validation_datasets"])
     for source in sources:
         if source.get("files"):
@@ -241,6 +250,12 @@ def shareable(report: dict[str, Any], recipe: recipes.Recipe) -> dict[str, Any]:
             mapping[key]["from"] = report[known] or "PATH"
     shared: dict[str, Any] = _without_nulls(mapping)
     return shared
+
+
+def _at(mapping: Any, keys: Keys) -> Any:
+    for key in keys:
+        mapping = mapping[key]
+    return mapping
 
 
 def _without_nulls(value: Any) -> Any:
@@ -265,14 +280,16 @@ def _draw_curve(run: Run, report: dict[str, Any]) -> None:
     os.environ.setdefault("MPLCONFIGDIR", str(cache_folder() / "matplotlib"))  # it keeps a list of fonts
     from matplotlib.figure import Figure  # most of a second, and only a finished run needs it
 
-    lines, per_step = run.metrics(), report["tokens"] / max(report["steps"], 1)
+    lines = run.metrics()
+    known = {0: 0, **{line["step"]: line["tokens"] for line in lines if "tokens" in line}}
+    steps, tokens = list(known), list(known.values())  # a step of another stage may have more
     figure = Figure(figsize=(8, 4.2), dpi=120, layout="constrained")
     axes = figure.subplots()
     for key, label, colour, style in (
         ("loss", "training", BLUE, {"linewidth": 1.2}),
         ("validation_loss", "held out", ORANGE, {"marker": "o", "markersize": 4, "linewidth": 1.6}),
     ):
-        points = [(line["step"] * per_step, line[key]) for line in lines if key in line]
+        points = [(np.interp(line["step"], steps, tokens), line[key]) for line in lines if key in line]
         if points:
             axes.plot(*zip(*points, strict=True), label=label, color=colour, **style)
     axes.set_xlabel("tokens seen", color=GREY)

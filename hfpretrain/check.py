@@ -24,7 +24,7 @@ def check(recipe: Recipe) -> Text:
         samples = [Text(f"\nrow {number}: ").append_text(sample_row(session, number)) for number in range(SAMPLES)]
         found = estimate(session)  # the last thing: the model learns
     facts, plan = session.facts, session.plan
-    speed = plan.tokens_per_step / found.seconds_per_step
+    speed = plan.tokens(1) / found.seconds_per_step
     parameters = facts["parameters"]
     lines = [
         ("recipe", f"{recipe.name}: valid"),
@@ -33,6 +33,7 @@ def check(recipe: Recipe) -> Text:
         ("data", f"{facts['training_tokens']} training tokens, {facts['validation_tokens']} held out"),
         *data.lines(),
         ("batch", f"{recipe.train.batch_size} blocks of {recipe.data.block_size}, {session.micro_batch_size} at once"),
+        *(("mixing", line) for line in session.batches.mixing),
         ("packing", f"{facts['packing']}, proven" if facts["packing"] == "documents" else facts["packing"]),
         ("device", f"{facts['device']}, {facts['precision']}"),
         ("shortcuts", facts["shortcuts"]),
@@ -42,8 +43,7 @@ def check(recipe: Recipe) -> Text:
         assert plan.seconds is not None
         lines.append(("plan", span(plan.seconds)))
     else:
-        tokens = plan.steps * plan.tokens_per_step
-        epochs = plan.steps / plan.steps_per_epoch
+        tokens, epochs = plan.tokens(plan.steps), plan.epochs(plan.steps)
         lines += [
             ("plan", f"{plan.steps} steps, {count(tokens)} tokens, {epochs:.2f} epochs"),
             ("compute", f"{facts['flops_per_token'] * tokens:.3g} FLOPs, {count(facts['flops_per_token'])} per token"),

@@ -93,7 +93,7 @@ class DataFacts:
 def data_facts(session: Session) -> DataFacts:
     """Counted over everything, or over samples where that is large."""
     tokenizer, batches = session.tokenizer, session.batches
-    stores = batches.parts[0].stream.stores
+    stores = batches.stores
     counts = np.zeros(max(tokenizer.get_vocab().values()) + 1, dtype=np.int64)
     for store in stores:
         _count(store, TOKENS // len(stores), counts)
@@ -102,7 +102,7 @@ def data_facts(session: Session) -> DataFacts:
     unknown = None
     if tokenizer.unk_token_id is not None and tokenizer.unk_token_id not in ends:
         unknown = float(counts[tokenizer.unk_token_id] / counts.sum())
-    rows = min(batches.blocks_per_epoch, max(16, POSITIONS // session.recipe.data.block_size))
+    rows = min(batches.blocks, max(16, POSITIONS // session.recipe.data.block_size))
     batch = session.collator([batches.row(position) for position in range(rows)])
     shown = batch["document_ids"] != PADDING
     return DataFacts(

@@ -17,6 +17,7 @@ from hfpretrain.modeling.loss import Loss
 from hfpretrain.modeling.objective import IGNORED, Collator
 from hfpretrain.recipe import Source, from_mapping
 from hfpretrain.recipe import load as load_recipe
+from hfpretrain.recipe_stages import training_sources
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Evaluated:
 
 ONLY_FILES: dict[str, Any] = dict.fromkeys(
     ("builtin", "size", "hub", "subset", "weight", "min_chars", "max_chars", "drop_list")
-) | {"deduplicate": False}
+) | {"deduplicate": False, "repeat": True}
 """What a source has to lose to name other files, all of which count."""
 
 
@@ -111,10 +112,10 @@ def evaluate_model(name: str, data: str | None = None, *, micro_batch_size: int 
         mapping = {"sources": [{"files": data}], "block_size": min(positions, 512)}
         recipe = from_mapping({"objective": objective, "data": mapping})
     if data is not None:
-        seen = recipe.data.sources[0]  # its columns are what the model knows
+        seen = training_sources(recipe.data)[0][1]  # its columns are what the model knows
         plain = kind_of(Path(data)) in TEXT
         sources = (Source(files=data) if plain or not file.is_file() else replace(seen, **ONLY_FILES, files=data),)
-        recipe = replace(recipe, data=replace(recipe.data, sources=sources, validation=sources))
+        recipe = replace(recipe, data=replace(recipe.data, sources=sources, stages=(), validation=sources))
     batches = open_batches(recipe, llm.tokenizer, training=False)
     if batches.validation is None:
         raise RunError(f"{name} held no data out", hint="name a file with --data")

@@ -3,11 +3,12 @@
 from typing import Any
 
 from hfpretrain.data.parts import Shard
-from hfpretrain.data.sources import OpenSource, open_sources
+from hfpretrain.data.sources import open_sources
 from hfpretrain.data.tokens import end_of_document, prepare, prepare_shard
 from hfpretrain.errors import UserError
 from hfpretrain.modeling.tokenizer import build_tokenizer
-from hfpretrain.recipe import Amount, Recipe
+from hfpretrain.recipe import Recipe
+from hfpretrain.recipe_stages import training_sources, validation_sources
 
 
 def prepare_data(recipe: Recipe, shard: str | None = None) -> list[dict[str, Any]]:
@@ -20,7 +21,10 @@ def prepare_data(recipe: Recipe, shard: str | None = None) -> list[dict[str, Any
     tokenizer = build_tokenizer(recipe)
     end_id = end_of_document(tokenizer, recipe.objective)
     lines = []
-    for source in _sources(recipe):
+    bad_rows = recipe.data.on_bad_rows
+    opened = open_sources(training_sources(recipe.data), on_bad_rows=bad_rows)
+    opened += open_sources(validation_sources(recipe.data), on_bad_rows=bad_rows)  # duplicates count in each by itself
+    for source in opened:
         store = (
             prepare_shard(source, tokenizer, share, end_id=end_id)
             if share
@@ -40,12 +44,3 @@ def parse_shard(text: str) -> Shard:
     if number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of):
         return Shard(int(number), int(of))
     raise UserError(f"--shard {text}: that is no share", hint="write for example 3/16, the third of sixteen")
-
-
-def _sources(recipe: Recipe) -> list[OpenSource]:
-    """Every source that training reads."""
-    data = recipe.data
-    opened = open_sources(data.sources, on_bad_rows=data.on_bad_rows)
-    if not isinstance(data.validation, Amount) and data.validation != data.sources:
-        opened += open_sources(data.validation, on_bad_rows=data.on_bad_rows, key="data.validation")
-    return opened

@@ -28,11 +28,13 @@ from hfpretrain.recipe_blocks import (
     Recipe,
     Schedule,
     Source,
+    Stage,
     Tokenizer,
     Train,
 )
 from hfpretrain.recipe_contents import Keys
 from hfpretrain.recipe_loading import Draft, to_plain
+from hfpretrain.recipe_stages import places_of_sources, stage_contradictions
 from hfpretrain.recipe_types import quoted, schema_of
 
 __all__ = [
@@ -49,6 +51,7 @@ __all__ = [
     "Recipe",
     "Schedule",
     "Source",
+    "Stage",
     "Tokenizer",
     "Train",
     "dump",
@@ -143,7 +146,7 @@ def _contradictions(recipe: Recipe, draft: Draft) -> Iterator[tuple[Keys, str]]:
         yield ("name",), f"{quoted(recipe.name)} {said}"
     elif (size := len(recipe.name.encode(errors="replace"))) > LONGEST_NAME:
         yield ("name",), f"is {size} bytes long; a folder's name has {LONGEST_NAME} at most"
-    if not data.sources:
+    if not data.sources and not _all_stages_have_sources(data):
         yield ("data", "sources"), "missing; give one source or more, for example [{builtin: everyday}]"
     if data.validation == ():
         yield ("data", "validation"), "is an empty list; write 0% for no validation"
@@ -152,6 +155,8 @@ def _contradictions(recipe: Recipe, draft: Draft) -> Iterator[tuple[Keys, str]]:
         yield ("data", "validation"), said
     for keys, source in _sources(recipe):
         yield from ((keys + rest, message) for rest, message in _source_contradictions(source))
+    if not draft.doubtful(("train", "duration")):
+        yield from stage_contradictions(data, train)
     if train.duration.unit == "percent":
         yield ("train", "duration"), f"expects steps, tokens, epochs or minutes, not {train.duration}"
     for keys, amount in {
@@ -208,9 +213,13 @@ def repo_id_problem(name: str) -> str | None:
 
 def _sources(recipe: Recipe) -> Iterator[tuple[Keys, Source]]:
     """Every source, with the way to it."""
-    for key, sources in (("sources", recipe.data.sources), ("validation", recipe.data.validation)):
-        if not isinstance(sources, Amount):
-            yield from ((("data", key, index), source) for index, source in enumerate(sources))
+    yield from ((keys, source) for keys, source, _ in places_of_sources(recipe.data))
+    if not isinstance(recipe.data.validation, Amount):
+        yield from ((("data", "validation", index), source) for index, source in enumerate(recipe.data.validation))
+
+
+def _all_stages_have_sources(data: Data) -> bool:
+    return bool(data.stages) and all(stage.sources for stage in data.stages)
 
 
 def _source_contradictions(source: Source) -> Iterator[tuple[Keys, str]]:
@@ -247,7 +256,7 @@ _KEYS_OF_KIND = {
     "files": ("documents", *_COLUMNS, *_FILTERS),
     "hub": ("subset", "split", "streaming", *_COLUMNS, *_FILTERS),
 }
-"""The keys of a source that go with each kind of it; weight goes with all."""
+"""The keys of a source that go with each kind of it; weight and repeat go with all."""
 
 
 def _idle_keys(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
@@ -272,14 +281,18 @@ def _idle_keys(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
         owner = "tokenizer.from" if tokenizer.from_ else "model.from"
         for key in ("algorithm", "vocab_size", "lowercase"):
             yield ("tokenizer", key), f"{key} is for a tokenizer to train: {owner} brings an existing one"
+    if _all_stages_have_sources(recipe.data):
+        yield ("data", "sources"), "every stage has sources of its own, so that none of these would be read"
     for keys, source in _sources(recipe):
+        if keys[1] == "validation":
+            yield (*keys, "repeat"), "repeat is for training, and this is held out"
         kinds = [kind for kind in _KEYS_OF_KIND if getattr(source, kind) is not None]
         if len(kinds) != 1:
             continue
         pairs = source.prompt_column is not None and source.completion_column is not None
         for field_ in dataclasses.fields(source):
             key = field_.name
-            if key not in (*kinds, "weight", *_KEYS_OF_KIND[kinds[0]]):
+            if key not in (*kinds, "weight", "repeat", *_KEYS_OF_KIND[kinds[0]]):
                 owners = " or ".join(kind for kind, own in _KEYS_OF_KIND.items() if key in own)
                 yield (*keys, key), f"goes with {owners}, and the source is {kinds[0]}"
             elif key in _COLUMNS and pairs == (key == "text_column"):

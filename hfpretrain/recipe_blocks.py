@@ -81,8 +81,23 @@ class Source:
     drop_list: str | None = None
     """Leave out documents whose text has a SHA-256 in this file: in hex, one a line, as sha256sum prints them."""
     weight: Positive | None = None
-    """Share of the training tokens, relative to the other sources. Without any weight every source is
-    seen once an epoch."""
+    """Share of the training blocks, and so of the tokens, relative to the other sources. Without any weight
+    every source is seen once an epoch."""
+    repeat: bool = True
+    """Begin the source anew when it is used up. false: its share goes to the others from then on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A part of the run with data of its own, e.g. the last fifth on the best texts."""
+
+    until: Amount | None = None
+    """Where the stage ends: steps, tokens, epochs or percent of the run from its start. The last one has none."""
+    sources: tuple[Source, ...] = ()
+    """Default: data.sources. A source that an earlier stage had too, by itself or by weight and in blocks of
+    the same size, goes on where it was: none of it is seen twice before all of it was seen."""
+    block_size: Annotated[int, Range(minimum=2)] | None = None
+    """Default: data.block_size, which validation keeps throughout."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +106,8 @@ class Data:
 
     sources: tuple[Source, ...] = ()
     """One or more sources."""
+    stages: tuple[Stage, ...] = ()
+    """Stages of the run with other sources or blocks, in turn. Default: the whole run is one."""
     validation: Amount | tuple[Source, ...] = Amount.percent(1)
     """Held out for evaluation: a share of whole documents, chosen by the seed (of a single document its
     tail), 0% for none, or a list of sources of its own."""

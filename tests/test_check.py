@@ -91,13 +91,13 @@ def test_rows_of_pairs_and_of_turned_documents(tmp_path: Path) -> None:
 
 def test_what_is_counted_is_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     session, facts = facts_of(tmp_path, "mlm")
-    store = session.batches.parts[0].stream.stores[0]
+    store = session.batches.stores[0]
     assert facts.documents == 120
     assert facts.lengths.tolist() == np.diff(store.offsets).tolist()
     assert facts.counts.tolist() == np.bincount(store.tokens, minlength=len(facts.counts)).tolist()
     texts = [json.loads(line)["text"] for line in (tmp_path / "corpus.jsonl").read_text().splitlines()]
     assert facts.text_bytes / facts.tokens == sum(len(text) for text in texts) / len(store.tokens)
-    rows = [session.batches.row(position) for position in range(session.batches.blocks_per_epoch)]
+    rows = [session.batches.row(position) for position in range(session.batches.blocks)]
     assert facts.padding == pytest.approx(
         np.mean([(row.block.documents[:-1] == PADDING).mean() for row in rows]), abs=1e-6
     )

@@ -63,7 +63,7 @@ def test_duplicates_are_found_across_the_sources_that_ask_for_it(tmp_path: Path)
         Source(files=two, deduplicate=True),
     ]
     expected = [["a", "b"], ["a", "x", "x"], ["x", "new"], []]
-    opened = open_sources(sources)
+    opened = opened_sources(sources)
     assert [texts(source) for source in opened[:3]] == expected[:3]
     with pytest.raises(DataError, match=r"data\.sources\.3 has no text \(.*2\.jsonl: 3 duplicates\)"):
         texts(opened[3])
@@ -123,8 +123,12 @@ def test_the_builtin_corpus_and_data_sets_are_filtered_alike(tmp_path: Path, mon
     assert texts(open_source(Source(hub=str(tmp_path / "set"), deduplicate=True, max_chars=2))) == ["a", "bb"]
 
 
+def opened_sources(sources: list[Source]) -> list[OpenSource]:
+    return open_sources([(f"data.sources.{number}", source) for number, source in enumerate(sources)])
+
+
 def prepared(sources: list[Source], cache: Path) -> list[TokenStore]:
-    return [prepare(source, gpt(), end_id=0, cache=cache) for source in open_sources(sources)]
+    return [prepare(source, gpt(), end_id=0, cache=cache) for source in opened_sources(sources)]
 
 
 def test_filters_are_part_of_what_the_cache_knows(tmp_path: Path, caplog: Any) -> None:

@@ -29,6 +29,7 @@ PARTS = {
     "recipe_blocks": "recipe",
     "recipe_contents": "recipe",
     "recipe_loading": "recipe",
+    "recipe_stages": "recipe",
     "recipe_types": "recipe",
     "strict_yaml": "recipe",
     "amounts": "recipe",

@@ -97,7 +97,7 @@ def test_as_many_tokens_are_masked_as_the_rate_says(folder: Path, unit: str) -> 
     rows = [corpus[2].row(position) for position in range(1500)]
     assert share_masked(corpus, rows, steps=12) == pytest.approx(0.2, abs=0.01)
     block = rows[0].block.token_ids
-    epoch = corpus[2].blocks_per_epoch
+    epoch = corpus[2].blocks
     later = (corpus[2].row(position) for position in range(epoch, 2 * epoch))
     again = next(row for row in later if np.array_equal(row.block.token_ids, block))
     masks = [collated(corpus, [row])["labels"] for row in (rows[0], again)]

@@ -43,7 +43,7 @@ def test_each_token_is_predicted_from_the_one_before_it(
     causal: tuple[Recipe, PreTrainedTokenizerBase, Batches],
 ) -> None:
     recipe, tokenizer, batches = causal
-    blocks = batches.parts[0]
+    blocks = batches.parts[0].blocks
     rows = [Row(block, 0) for block in blocks]
     plain = Collator(recipe, tokenizer, isolated=False)(rows)
     stream = [int(token) for block in blocks for token in block.token_ids[:-1][block.documents[:-1] != PADDING]]
@@ -82,7 +82,7 @@ def test_masks_do_not_depend_on_how_a_batch_is_cut(masked: tuple[Recipe, PreTrai
         assert torch.equal(labels[places][labels[places] != IGNORED], labels[labels != IGNORED])
     for name in whole:
         assert torch.equal(whole[name], torch.cat([part[name] for part in parts]))
-    epoch = len(batches.parts[0])
+    epoch = len(batches.parts[0].blocks)
     first, again = [collator([batches.row(p)]) for p in (0, position_of_the_same_block(batches, epoch))]
     assert not torch.equal(first["labels"], again["labels"]), "another epoch masks other tokens"
 
@@ -96,9 +96,9 @@ def test_an_epoch_holds_every_block_once_and_another_order_follows(
     masked: tuple[Recipe, PreTrainedTokenizerBase, Batches],
 ) -> None:
     _, _, batches = masked
-    size = batches.blocks_per_epoch
+    size = len(batches.parts[0].blocks)
     epochs = [[batches.row(p).block.token_ids.tobytes() for p in range(e * size, (e + 1) * size)] for e in range(2)]
-    everything = sorted(block.token_ids.tobytes() for block in batches.parts[0])
+    everything = sorted(block.token_ids.tobytes() for block in batches.parts[0].blocks)
     assert sorted(epochs[0]) == sorted(epochs[1]) == everything
     assert epochs[0] != epochs[1]
 

@@ -1,13 +1,12 @@
-"""The order of blocks is a seeded permutation without memory, and mixing gives exact shares."""
+"""The order of blocks is a seeded permutation without memory."""
 
 import itertools
-from fractions import Fraction
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hfpretrain.data.order import derived, interleaved, permuted
+from hfpretrain.data.order import derived, permuted
 
 
 @given(size=st.integers(1, 700), seed=st.integers(0, 2**63 - 1))
@@ -40,20 +39,6 @@ def test_a_billion_blocks_need_no_memory() -> None:
     assert len(places) == 1000
     assert max(places) < 10**9
     assert max(places) > 9 * 10**8  # spread over the whole range
-
-
-@pytest.mark.parametrize(
-    "weights", [(1,), (1, 1), (2, 1), (5, 3, 2), (Fraction("0.7"), Fraction("0.2"), Fraction("0.1"))]
-)
-def test_shares_follow_the_weights_all_along(weights: tuple[Fraction, ...]) -> None:
-    weights = tuple(map(Fraction, weights))
-    seen = [0] * len(weights)
-    for position in range(2000):
-        source, index = interleaved(position, weights)
-        assert index == seen[source], "a source's blocks come in its own order, none left out"
-        seen[source] += 1
-        for count, weight in zip(seen, weights, strict=True):
-            assert abs(count - (position + 1) * weight / sum(weights)) < len(weights)
 
 
 def test_derived_seeds_never_change() -> None:

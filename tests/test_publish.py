@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,8 @@ from conftest import Command
 from loopback_hub import TOKEN, Fault, File, LoopbackHub, Repository, Request
 from tiny import LLAMA, tiny_recipe, tiny_run
 
-from hfpretrain.recipe import dump, from_mapping
+from hfpretrain.data.mixing import Mix, lay_out
+from hfpretrain.recipe import Amount, dump, from_mapping
 from hfpretrain.run import Run
 from hfpretrain.training.loop import branch_name
 from hfpretrain.training.schedule import Plan
@@ -568,7 +570,9 @@ def test_two_hundred_branches_have_two_hundred_names() -> None:
             "checkpoints": {"every": "1M words"},
         }
     )
-    plan = Plan(steps=200_000, seconds=None, tokens_per_step=1000, steps_per_epoch=1e9, words_per_step=6123.7)
+    mix = Mix(parts=(0,), weights=(1,), repeat=(True,), block_size=1000, words_per_token=(Fraction("6.1237"),))
+    order = lay_out([mix], [10**9], batch_size=1, duration=Amount.steps(200_000))
+    plan = Plan(steps=200_000, seconds=None, order=order)
     steps = [step for step in range(1, 200_001) if plan.due(recipe.checkpoints.every, step, 0, 0)]
     names = [branch_name(recipe, plan, step) for step in [*steps, 200_000]]
     assert names[:3] == ["chck_1M", "chck_2M", "chck_3M"]

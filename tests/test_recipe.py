@@ -311,6 +311,7 @@ def test_keys_without_meaning_are_not_written() -> None:
         "max_chars": None,
         "deduplicate": False,
         "drop_list": None,
+        "repeat": True,
     }
 
 

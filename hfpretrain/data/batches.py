@@ -9,17 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hfpretrain.data.blocks import Block, Blocks, IntArray, Stream, split
-from hfpretrain.data.order import derived, interleaved, permuted
+from hfpretrain.data.blocks import PADDING, Block, Blocks, IntArray, Stream, split
+from hfpretrain.data.mixing import Mix, Order, described, lay_out, require_enough
+from hfpretrain.data.order import derived, permuted
 from hfpretrain.data.sources import open_sources
 from hfpretrain.data.tokens import TokenStore, end_of_document, prepare
 from hfpretrain.errors import DataError
 from hfpretrain.recipe import Amount, Recipe, Source
+from hfpretrain.recipe_stages import source_numbers, stages_of, training_sources, validation_sources, whole_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
+
+WELL_FILLED = 0.95
+"""Of a part's block positions that hold tokens: with less, its share of the tokens is less than that of the blocks."""
 
 
 @dataclass(frozen=True)
@@ -32,66 +37,83 @@ class Row:
     """The step that it is trained in; None for one that is held out."""
 
 
+@dataclass(frozen=True)
+class Part:
+    """Sources that are gone through as one, in blocks of one size: those of a mix each by itself, others together."""
+
+    sources: tuple[int, ...]
+    """Their numbers: the places in `recipe_stages.training_sources`."""
+    blocks: Blocks
+
+
 class Batches:
-    """The training blocks of each mixed part in their order, and the validation blocks.
+    """The training blocks of each part in their order, and the validation blocks.
 
     `sources` holds the counts of each training source (documents, tokens, words, text_bytes, and what filters
-    left out), held-out part included.
+    left out), held-out part included; `mixing` says in lines what is mixed, repeated and used up when.
     """
 
     def __init__(
         self,
-        parts: Sequence[Blocks],
-        weights: Sequence[Fraction],
+        parts: Sequence[Part],
+        order: Order,
         validation: Blocks | None,
         *,
-        batch_size: int,
         seed: int,
+        tokens: int = 0,
         fingerprint: str = "",
         sources: Sequence[dict[str, Any]] = (),
+        source_keys: Sequence[str] = (),
+        mixing: Sequence[str] = (),
     ) -> None:
-        self.parts, self.weights, self.validation = parts, weights, validation
-        self.batch_size, self.seed, self.fingerprint = batch_size, seed, fingerprint
-        self.sources = sources
+        self.parts, self.order, self.validation = parts, order, validation
+        self.batch_size, self.seed, self.fingerprint = order.batch_size, seed, fingerprint
+        self.tokens = tokens
+        """Training tokens of all sources."""
+        self.sources, self.source_keys, self.mixing = sources, source_keys, mixing
 
     @property
-    def blocks_per_epoch(self) -> int:
-        return sum(len(part) for part in self.parts)
+    def stores(self) -> Sequence[TokenStore]:
+        """The tokens of each training source."""
+        return self.parts[0].blocks.stream.stores
 
     @property
-    def tokens(self) -> int:
-        """Training tokens of one epoch."""
-        return sum(part.tokens for part in self.parts)
+    def blocks(self) -> int:
+        """How many blocks there are to train on."""
+        return sum(len(part.blocks) for part in self.parts)
 
-    @property
-    def words_per_token(self) -> float:
-        """Words (between spaces) that go with a training token on average, each source by its share of the tokens."""
-        if len(self.parts) == 1:
-            words, tokens = (sum(source[key] for source in self.sources) for key in ("words", "tokens"))
-            return float(words / tokens)
-        shares = zip(self.sources, self.weights, strict=True)
-        return float(sum(source["words"] / source["tokens"] * weight for source, weight in shares) / sum(self.weights))
-
-    def _place(self, position: int) -> tuple[Blocks, int]:
-        """The part, and the number of the block in it, at `position`."""
-        part, index = interleaved(position, self.weights)
-        blocks = self.parts[part]
-        epoch, place = divmod(index, len(blocks))
-        return blocks, permuted(place, len(blocks), derived(self.seed, "order", part, epoch))
+    def _place(self, position: int) -> tuple[Blocks, int] | None:
+        """The part, and the number of the block in it, at `position`; None where all sources are used up."""
+        place = self.order.place(position)
+        if place is None:
+            return None
+        part, index = place
+        blocks = self.parts[part].blocks
+        epoch, rest = divmod(index, len(blocks))
+        return blocks, permuted(rest, len(blocks), derived(self.seed, "order", part, epoch))
 
     def row(self, position: int) -> Row:
-        """The block at `position`, counted over all steps and epochs from the start of the run."""
-        blocks, number = self._place(position)
-        return Row(blocks[number], derived(self.seed, "row", position), position // self.batch_size)
+        """The block at `position`, counted over all steps and epochs from the start of the run.
+
+        Where sources that are not repeated are used up within a step, the rest of it is blocks of padding.
+        """
+        place, seed = self._place(position), derived(self.seed, "row", position)
+        block = self._empty(position) if place is None else place[0][place[1]]
+        return Row(block, seed, position // self.batch_size)
+
+    def _empty(self, position: int) -> Block:
+        size = int(self.order.segment(position).rates["tokens"])
+        padding = np.full(size + 1, self.parts[0].blocks.padding_id, dtype=np.int64)
+        return Block(padding, np.zeros(size + 1, dtype=np.bool_), np.full(size + 1, PADDING, dtype=np.int64))
 
     def documents(self, step: int, place: int) -> list[tuple[int, int]]:
         """The documents that a row of a step shows tokens of, as (source, document)."""
-        blocks, number = self._place(step * self.batch_size + place)
-        return blocks.documents(number)
+        found = self._place(step * self.batch_size + place)
+        return [] if found is None else found[0].documents(found[1])
 
     def beginning(self, source: int, document: int, tokens: int) -> IntArray:
         """The first token ids of a document of a training source."""
-        store = self.parts[0].stream.stores[source]
+        store = self.stores[source]
         start, end = store.offsets[document], store.offsets[document + 1]
         return np.asarray(store.tokens[start : min(end, start + tokens)], dtype=np.int64)
 
@@ -99,6 +121,23 @@ class Batches:
         """The rows of one step, or those of some `places` in range(batch_size)."""
         first = step * self.batch_size
         return [self.row(first + place) for place in (range(self.batch_size) if places is None else places)]
+
+    def largest_rows(self, count: int) -> list[Row]:
+        """So many rows of the first step whose blocks are the largest of the run."""
+        largest = max(self.order.segments, key=lambda segment: segment.rates["tokens"])
+        return self.rows(largest.start // self.batch_size, range(count))
+
+    def epochs(self, step: int) -> float | list[float]:
+        """How many times each source was gone through after so many steps; one number where that is one."""
+        parts = self.order.epochs(step)
+        if len(parts) == 1:
+            return round(float(parts[0]), 4)
+        found = [Fraction(0) for _ in self.sources]
+        for part, epochs in zip(self.parts, parts, strict=True):
+            for source in part.sources:
+                found[source] += epochs
+        each = [round(float(epochs), 4) for epochs in found]
+        return each if len(each) > 1 else each[0]
 
     def validation_rows(self, places: range) -> list[Row]:
         """Held-out blocks, in a fixed seeded order that mixes their sources, with masks that never change."""
@@ -113,22 +152,22 @@ class Batches:
 def open_batches(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", *, training: bool = True) -> Batches:
     """Tokenises what is not tokenised yet, holds out the validation part, and orders the rest.
 
-    Raises DataError where a source cannot be read, is empty, or, for `training`, makes less than one block.
+    Raises DataError where a source cannot be read, is empty, or, for `training`, makes less than one block or, not
+    to be repeated, not enough of them; RecipeError where stages do not follow one another.
     """
     data = recipe.data
-    stores = _stores(recipe, data.sources, "data.sources", tokenizer)
+    named = training_sources(data)
+    stores = _stores(recipe, named, tokenizer)
     padding_id = tokenizer.pad_token_id or 0
-
-    def blocks(stores: Sequence[TokenStore], ranges: IntArray, room: int = 0) -> Blocks:
-        return Blocks(Stream(stores, ranges), data.block_size, padding_id=padding_id, room=room)
 
     share = data.validation.value / 100 if isinstance(data.validation, Amount) else 0.0
     train, held_out = split(stores, share, derived(recipe.seed, "split") if share else 0, whole=not share)
-    validation = blocks(stores, held_out)
+    validation = Blocks(Stream(stores, held_out), data.block_size, padding_id=padding_id)
     if not isinstance(data.validation, Amount):
-        same = data.validation == data.sources
-        others = stores if same else _stores(recipe, data.validation, "data.validation", tokenizer)
-        validation = blocks(others, split(others, 0.0, 0, whole=True)[0])
+        own = validation_sources(data)
+        others = _stores(recipe, own, tokenizer) if own else stores
+        stream = Stream(others, split(others, 0.0, 0, whole=True)[0])
+        validation = Blocks(stream, data.block_size, padding_id=padding_id)
         known = sum(int(np.isin(other.keys, store.keys).sum()) for other in others for store in stores)
         if known and training:
             log.warning("documents of data.validation that are in the training data as well: %d", known)
@@ -137,23 +176,45 @@ def open_batches(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", *, traini
 
     # The sentinels of a document that is turned round.
     room = 3 if recipe.objective == "clm" and recipe.fim.rate else 0
-    weights = [source.weight for source in data.sources]
-    if any(weight is not None for weight in weights):
-        parts = [blocks(stores, train[train[:, 0] == number], room) for number in range(len(stores))]
-        shares = [Fraction(str(1 if weight is None else weight)) for weight in weights]
-    else:
-        parts, shares = [blocks(stores, train, room)], [Fraction(1)]
+    parts: list[Part] = []
+
+    def part_of(sources: tuple[int, ...], block_size: int) -> int:
+        """The number of that part, which an earlier stage may have had, too."""
+        for number, part in enumerate(parts):
+            if part.sources == sources and part.blocks.block_size == block_size:
+                return number
+        stream = Stream(stores, train[np.isin(train[:, 0], sources)])
+        parts.append(Part(sources, Blocks(stream, block_size, padding_id=padding_id, room=room)))
+        return len(parts) - 1
+
+    mixes: list[Mix] = []
+    for stage, sources in zip(stages_of(data), source_numbers(data), strict=True):
+        assert stage.block_size is not None
+        weights = whole_weights(stage.sources)
+        groups = [tuple(sources)] if weights is None else [(number,) for number in sources]
+        mixes.append(
+            Mix(
+                parts=tuple(part_of(group, stage.block_size) for group in groups),
+                weights=weights or (1,),
+                repeat=tuple(source.repeat for source in stage.sources)[: len(groups)],
+                block_size=stage.block_size,
+                words_per_token=tuple(_words_per_token([stores[number] for number in group]) for group in groups),
+                until=stage.until,
+            )
+        )
     for store in stores:
-        cut = int((np.diff(store.offsets) > data.block_size).sum()) if store.prompt_lengths is not None else 0
+        smallest = min(mix.block_size for mix in mixes)
+        cut = int((np.diff(store.offsets) > smallest).sum()) if store.prompt_lengths is not None else 0
         if cut:
             log.warning("pairs longer than data.block_size, which lose part of their prompt: %d", cut)
-    for number, part in enumerate(parts):
-        if training and not part.paired and part.tokens < data.block_size:
-            where = f"data.sources.{number}" if len(parts) > 1 else "the training data"
-            raise DataError(
-                f"{where} has {part.tokens} tokens, less than one block of {data.block_size} (data.block_size)",
-                hint="give more text, or set a smaller data.block_size",
-            )
+    keys = [key for key, _ in named]
+    names = _names(parts, keys)
+    if training:
+        _require_blocks(parts, names)
+    sizes = [max(1, len(part.blocks)) for part in parts]
+    order = lay_out(mixes, sizes, batch_size=recipe.train.batch_size, duration=recipe.train.duration)
+    if training:
+        require_enough(order)
     # Of the documents' texts and lengths, not of the files, which may be moved and copied.
     digest = hashlib.sha256()
     for store in [*stores, *(validation.stream.stores if validation.stream.stores is not stores else ())]:
@@ -161,21 +222,63 @@ def open_batches(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", *, traini
             digest.update(b"" if array is None else np.ascontiguousarray(array).data)
     return Batches(
         parts,
-        shares,
+        order,
         validation if validation.tokens else None,
-        batch_size=recipe.train.batch_size,
         seed=recipe.seed,
+        tokens=int((train[:, 2] - train[:, 1]).sum()),
         fingerprint=digest.hexdigest(),
         sources=[
             {key: store.manifest[key] for key in ("documents", "tokens", "words", "text_bytes", "left_out")}
             for store in stores
         ],
+        source_keys=keys,
+        mixing=[*described(order, mixes, names), *_filled(parts, names)],
     )
 
 
+def _words_per_token(stores: Sequence[TokenStore]) -> Fraction:
+    """Words (between spaces) that go with a token on average."""
+    words, tokens = (sum(store.manifest[key] for store in stores) for key in ("words", "tokens"))
+    return Fraction(words, tokens)
+
+
+def _names(parts: Sequence[Part], keys: Sequence[str]) -> list[str]:
+    """How messages call each part: by the key of its source, with its blocks where they are of several sizes."""
+    sizes = {part.blocks.block_size for part in parts}
+    return [
+        " and ".join(keys[source] for source in part.sources)
+        + (f" in blocks of {part.blocks.block_size}" if len(sizes) > 1 else "")
+        for part in parts
+    ]
+
+
+def _require_blocks(parts: Sequence[Part], names: Sequence[str]) -> None:
+    """Raises DataError where a part is less than one block."""
+    for part, name in zip(parts, names, strict=True):
+        if not part.blocks.paired and part.blocks.tokens < part.blocks.block_size:
+            where = name if len(parts) > 1 else "the training data"
+            size = part.blocks.block_size
+            raise DataError(
+                f"{where} has {part.blocks.tokens} tokens, less than one block of {size} (data.block_size)",
+                hint="give more text, or set a smaller data.block_size",
+            )
+
+
+def _filled(parts: Sequence[Part], names: Sequence[str]) -> list[str]:
+    """A line for each part of a mix whose blocks hold much padding: shares are of blocks."""
+    filled = [part.blocks.tokens / (max(1, len(part.blocks)) * part.blocks.block_size) for part in parts]
+    said = "its blocks hold {:.0%} tokens, the rest is padding, so that its share of the tokens is less"
+    return [
+        f"{name}: {said.format(share)}"
+        for name, share in zip(names, filled, strict=True)
+        if share < WELL_FILLED and len(parts) > 1
+    ]
+
+
 def _stores(
-    recipe: Recipe, sources: Sequence[Source], key: str, tokenizer: "PreTrainedTokenizerBase"
+    recipe: Recipe, named: Sequence[tuple[str, Source]], tokenizer: "PreTrainedTokenizerBase"
 ) -> list[TokenStore]:
+    """The tokens of sources, each with the key that names it."""
     end_id = end_of_document(tokenizer, recipe.objective)
-    opened = open_sources(sources, on_bad_rows=recipe.data.on_bad_rows, key=key)
+    opened = open_sources(named, on_bad_rows=recipe.data.on_bad_rows)
     return [prepare(source, tokenizer, end_id=end_id) for source in opened]

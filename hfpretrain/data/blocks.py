@@ -161,7 +161,7 @@ class Blocks(Sequence[Block]):
         self.block_size = block_size
         self.padding_id = padding_id
         self._starts = stream.starts
-        self.paired = any(store.prompt_lengths is not None for store in stream.stores)
+        self.paired = any(stream.stores[number].prompt_lengths is not None for number in np.unique(stream.ranges[:, 0]))
         self._cuts = _cuts(stream, block_size) if self.paired else None
         assert not (room and self.paired)
         self.room = room

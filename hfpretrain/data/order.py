@@ -1,13 +1,11 @@
 """The order of things, computed instead of remembered.
 
 Every random choice of a run is a function of the recipe's seed and of where it is used: which block comes
-at which place, which source a place belongs to, which tokens a row masks. Nothing here has state, so
-nothing has to be saved, and any place of any epoch costs the same.
+at which place, which tokens a row masks. Nothing here has state, so nothing has to be saved, and any place of any
+epoch costs the same. Which source a place belongs to follows from the weights alone: mixing.py.
 """
 
 import hashlib
-from collections.abc import Sequence
-from fractions import Fraction
 
 
 def derived(seed: int, *parts: int | str) -> int:
@@ -32,23 +30,6 @@ def permuted(index: int, size: int, seed: int) -> int:
         index = left << half | right
         if index < size:
             return index
-
-
-def interleaved(position: int, weights: Sequence[Fraction]) -> tuple[int, int]:
-    """Which source the block at `position` comes from, and how many of that source came before it.
-
-    Each source appears as evenly as its weight allows (a Beatty sequence): after n positions the first
-    source was taken floor(n * share) times, the others share the rest in the same way.
-    """
-    rest = sum(weights, Fraction(0))
-    for source, weight in enumerate(weights[:-1]):
-        share = weight / rest
-        before, after = int(position * share), int((position + 1) * share)
-        if after > before:
-            return source, before
-        position -= before
-        rest -= weight
-    return len(weights) - 1, position
 
 
 def _mixed(value: int, seed: int) -> int:

@@ -164,12 +164,13 @@ def open_source(
 
 
 def open_sources(
-    sources: Sequence[Source], *, on_bad_rows: Literal["error", "skip"] = "error", key: str = "data.sources"
+    named: Sequence[tuple[str, Source]], *, on_bad_rows: Literal["error", "skip"] = "error"
 ) -> list[OpenSource]:
-    """All sources of a list. Those with `deduplicate` keep no text that one before them has."""
-    opened = [
-        open_source(source, on_bad_rows=on_bad_rows, key=f"{key}.{number}") for number, source in enumerate(sources)
-    ]
+    """All sources of a list, each with the key that names it.
+
+    Those with `deduplicate` keep no text that one before them has.
+    """
+    opened = [open_source(source, on_bad_rows=on_bad_rows, key=key) for key, source in named]
     earlier: tuple[OpenSource, ...] = ()
     for source in opened:
         if source.filters.deduplicate:

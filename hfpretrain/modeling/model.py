@@ -38,6 +38,7 @@ from hfpretrain.modeling.architecture import (
     vocabulary_size,
 )
 from hfpretrain.recipe import Recipe
+from hfpretrain.recipe_stages import longest_block
 
 log = logging.getLogger(__name__)
 
@@ -171,13 +172,14 @@ def _drop_other_ids(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
 def _fit_positions(config: PreTrainedConfig, model: PreTrainedModel, recipe: Recipe, *, given_by_user: bool) -> None:
     """Raises the default number of positions to what a block needs; the user's own has to suffice."""
     length = getattr(config, "max_position_embeddings", None)
-    needed = recipe.data.block_size + _rows_before_positions(model)
+    size = longest_block(recipe.data)[1]
+    needed = size + _rows_before_positions(model)
     if not isinstance(length, int) or length >= needed or length < 0:
         return
     key = _position_key(type(config))
     if given_by_user:
         raise ModelError(
-            f"model.config.{key} is {length}, and a block of {recipe.data.block_size} tokens needs {needed}",
+            f"model.config.{key} is {length}, and a block of {size} tokens needs {needed}",
             hint=f"set it to {needed} or more, or leave it out",
         )
     log.info("%s is %d instead of %d, so that a block fits", key, needed, length)
@@ -225,11 +227,12 @@ def _continue(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedM
         )
     model = load_model(name, recipe.objective)
     positions = getattr(model.config, "max_position_embeddings", None)
-    if isinstance(positions, int) and 0 < positions - _rows_before_positions(model) < recipe.data.block_size:
+    block, size = longest_block(recipe.data)
+    if isinstance(positions, int) and 0 < positions - _rows_before_positions(model) < size:
         longest = positions - _rows_before_positions(model)
         raise ModelError(
-            f"data.block_size is {recipe.data.block_size}, and {name} has {longest} positions",
-            hint=f"set data.block_size to {longest} or less",
+            f"{block} is {size}, and {name} has {longest} positions",
+            hint=f"set {block} to {longest} or less",
         )
     size = model.get_input_embeddings().weight.shape[0]
     needed = _token_count(tokenizer)

@@ -14,6 +14,7 @@ from hfpretrain.data.blocks import BoolArray
 from hfpretrain.modeling.fim import FillIn, sentinels
 from hfpretrain.modeling.masking import choose_spans, choose_words, most_targets, rate_of, word_borders
 from hfpretrain.recipe import Masking, Recipe
+from hfpretrain.recipe_stages import training_sources
 
 IGNORED = -100
 """The label of a position that is no target."""
@@ -50,7 +51,7 @@ class Collator:
         self.isolated = isolated
         self.steps = steps
         self.masking = masking or recipe.masking
-        self.paired = any(source.prompt_column for source in recipe.data.sources)
+        self.paired = any(source.prompt_column for _, source in training_sources(recipe.data))
         self.fill_in = FillIn(recipe.fim, tokenizer) if recipe.objective == "clm" and recipe.fim.rate else None
         self.masked: DataCollatorForLanguageModeling | None = None
         if recipe.objective == "mlm":

@@ -25,6 +25,7 @@ from hfpretrain.data import filters, sources
 from hfpretrain.errors import DataError, ModelError, RecipeError
 from hfpretrain.modeling.fim import SPELLINGS
 from hfpretrain.modeling.kept import kept_tokenizer
+from hfpretrain.recipe_stages import training_sources
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ def build_tokenizer(recipe: recipe.Recipe) -> PreTrainedTokenizerBase:
             _check_reload(tokenizer, recipe.model.architecture)
         return tokenizer
 
-    opened = sources.open_sources(recipe.data.sources, on_bad_rows=recipe.data.on_bad_rows)
+    opened = sources.open_sources(training_sources(recipe.data), on_bad_rows=recipe.data.on_bad_rows)
     more_special = SPELLINGS[0] if recipe.objective == "clm" and recipe.fim.rate else ()
 
     def train() -> PreTrainedTokenizerFast:

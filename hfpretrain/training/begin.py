@@ -11,6 +11,7 @@ from hfpretrain.errors import CheckpointError, RunError
 from hfpretrain.evaluation import Evaluated
 from hfpretrain.files import move_files, write_whole
 from hfpretrain.recipe import dump
+from hfpretrain.recipe_stages import longest_block
 from hfpretrain.run import newest_whole
 from hfpretrain.training.changes import compare_surroundings, surroundings
 from hfpretrain.training.checkpoint import SMALL_FILES, prune, restore_checkpoint, set_aside_later, written_by_all
@@ -149,21 +150,24 @@ def announce(session: Session, step: int) -> None:
         recipe.data.block_size,
         facts["packing"],
     )
+    for line in session.batches.mixing:
+        log.info("%s", line)
     if plan.steps is None:
         assert plan.seconds is not None
-        log.info("plan: %s of steps of %s tokens", span(plan.seconds), count(plan.tokens_per_step))
+        log.info("plan: %s of steps of %s tokens", span(plan.seconds), count(plan.tokens(1)))
         return
-    left = (plan.steps - step) * seconds_per_step(session) if step < plan.steps else 0.0
+    largest = session.batches.batch_size * longest_block(recipe.data)[1]
+    left = (plan.tokens(plan.steps) - plan.tokens(step)) / largest * seconds_per_step(session)
     log.info(
         "plan: %d steps of %s tokens (%.2f epochs), about %s without evaluations",
         plan.steps,
-        count(plan.tokens_per_step),
-        plan.steps / plan.steps_per_epoch,
-        span(left),
+        count(plan.tokens(1)),
+        plan.epochs(plan.steps),
+        span(max(0.0, left)),
     )
 
 
 def seconds_per_step(session: Session) -> float:
-    """About how long a step takes: forward and backward of its micro-batches, without the optimizer."""
+    """About how long a step of the largest blocks takes: forward and backward, without the optimizer."""
     own = session.batches.batch_size // int(session.accelerator.num_processes)
     return seconds_of(session, session.micro_batch_size) * -(-own // session.micro_batch_size)

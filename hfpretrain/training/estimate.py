@@ -8,7 +8,6 @@ import torch
 from hfpretrain import hardware
 from hfpretrain.evaluation import evaluate
 from hfpretrain.training.loop import agreed, train_step, upcoming
-from hfpretrain.training.schedule import passed
 from hfpretrain.training.session import Session
 
 TRIED_STEPS, TRIED_SECONDS = 200, 4.0
@@ -41,7 +40,8 @@ def estimate(session: Session) -> Estimate:
     optimizer = sum(state.numel() * state.element_size() for state in states if isinstance(state, torch.Tensor))
     seconds = None
     if session.plan.steps is not None:
-        seconds = session.plan.steps * per_step + _evaluation_seconds(session, session.plan.steps)
+        steps = session.plan.tokens(session.plan.steps) / session.plan.tokens(1)  # as long as the tried ones
+        seconds = steps * per_step + _evaluation_seconds(session, session.plan.steps)
     return Estimate(weights, weights, optimizer, activations, memory, per_step, seconds)
 
 
@@ -56,7 +56,7 @@ def _saved_bytes(session: Session) -> int:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    batch = session.collator(session.batches.rows(0, range(session.micro_batch_size)))
+    batch = session.collator(session.batches.largest_rows(session.micro_batch_size))
     batch = {name: tensor.to(session.accelerator.device) for name, tensor in batch.items()}
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), session.accelerator.autocast():
         session.loss(session.model, batch)
@@ -81,8 +81,9 @@ def _seconds_per_step(session: Session) -> float:
 def _evaluation_seconds(session: Session, steps: int) -> float:
     """Of all evaluations of the run, from one micro-batch."""
     validation = session.batches.validation
-    every = session.plan.in_steps(session.recipe.evaluation.every)
-    if validation is None or every is None:
+    every, plan = session.recipe.evaluation.every, session.plan
+    made, before = plan.passed(every, steps), plan.passed(every, steps - 1)
+    if validation is None or made is None or before is None:
         return 0.0
     size = session.micro_batch_size
     blocks = min(size, len(validation))
@@ -101,5 +102,5 @@ def _evaluation_seconds(session: Session, steps: int) -> float:
         seconds = min(seconds, time.perf_counter() - began)
     most = session.recipe.evaluation.max_tokens
     usual = len(validation) if most is None else min(len(validation), max(1, most // validation.block_size))
-    times = max(0, passed(steps, every) - int(passed(steps, every) > passed(steps - 1, every)))
+    times = max(0, made - int(made > before))
     return seconds / blocks * (times * usual + len(validation))

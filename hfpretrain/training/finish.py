@@ -83,16 +83,17 @@ def what_it_came_to(
         log.warning("lines that could not be written to %s: %d", run.metrics_file, len(unsafe))
         lines += map(json.loads, unsafe)
     logged = [line for line in lines if "loss" in line]
-    tokens = step * plan.tokens_per_step
+    tokens = plan.tokens(step)
     tokens_per_second = logged[-1]["tokens_per_second"] if logged else 0.0  # where only the end was left to do
     if metrics.seconds_per_step:
-        tokens_per_second = plan.tokens_per_step / metrics.seconds_per_step
+        tokens_per_second = tokens / step / metrics.seconds_per_step
     return {
         "state": "finished",
         **facts,
         "steps": step,
         "tokens": tokens,
-        "words": round(step * plan.words_per_step),
+        "epochs": session.batches.epochs(step),
+        "words": round(plan.words(step)),
         "seconds": round(seconds, 1),
         "tokens_per_second": round(tokens_per_second, 1),
         "mfu": round(utilisation(session, tokens_per_second), 4),
@@ -107,7 +108,7 @@ def what_it_came_to(
 def example_texts(session: Session) -> list[str]:
     """Texts to try the model with: how documents of the held-out data, if there is some, begin."""
     batches = session.batches
-    blocks = batches.validation or batches.parts[0]
+    blocks = batches.validation or batches.parts[0].blocks
     looked_at = [blocks[number] for number in range(min(LOOKED_AT, len(blocks)))]
     found = [tokens for block in looked_at if len(tokens := beginning(block, paired=blocks.paired))]
     found = found[:SAMPLES] or [looked_at[0].token_ids[looked_at[0].documents == 0]]

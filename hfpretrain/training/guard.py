@@ -135,7 +135,7 @@ def documents_of(session: "Session", step: int) -> str:
     guilty = [place for place in rows if not _finite(session, step - 1, place)] or list(rows)
     found = {each: None for place in guilty for each in session.batches.documents(step - 1, place)}
     named = [
-        f"data.sources.{source} document {number + 1} ({_beginning(session, source, number)!r})"
+        f"{session.batches.source_keys[source]} document {number + 1} ({_beginning(session, source, number)!r})"
         for source, number in list(found)[:NAMED_DOCUMENTS]
     ]
     more = f", and {len(found) - len(named)} more" if len(found) > len(named) else ""

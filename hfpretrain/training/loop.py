@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from hfpretrain.data.mixing import exact
 from hfpretrain.data.order import derived
 from hfpretrain.errors import RunError, Stopped
 from hfpretrain.evaluation import evaluate
@@ -26,7 +27,7 @@ from hfpretrain.training.finish import add_card, finish
 from hfpretrain.training.guard import heed, leave_out
 from hfpretrain.training.metrics import Metrics, Window
 from hfpretrain.training.publisher import Publisher
-from hfpretrain.training.schedule import Plan, learning_rate_factor, passed
+from hfpretrain.training.schedule import Plan, learning_rate_factor
 from hfpretrain.training.session import Session, open_accelerator, prepare_session, utilisation
 from hfpretrain.training.signals import StopNow, StopRequest, stop_on_signals
 
@@ -173,9 +174,9 @@ def branch_name(recipe: Recipe, plan: Plan, step: int) -> str:
     """What the branch of a checkpoint is called on the Hub: by its step, or by the words seen, as chck_10M."""
     if recipe.hub.name_by == "step":
         return f"step-{step}"
-    words, every = step * plan.words_per_step, recipe.checkpoints.every
+    words, every = plan.words(step), recipe.checkpoints.every
     if every.unit == "words" and plan.due(every, step, 0, 0):
-        words = passed(words, every.value) * every.value  # a step goes a little beyond it
+        words = words // exact(every) * exact(every)  # a step goes a little beyond it
     # Written out, so that no two are called the same: chck_1234M, not chck_1.23B.
     scale, unit = (10**6, "M") if words >= 10**6 else (10**3, "k")
     return f"chck_{round(words) / scale:.12g}{unit}"
@@ -273,11 +274,13 @@ def log_window(session: Session, metrics: Metrics, display: Display, *, step: in
     found |= {"loss_spikes": window.spikes} if window.spikes else {}
     if finite := window.steps - window.nonfinite:
         found |= {"loss": loss, "gradient_norm": window.gradient_norm / finite}
-    tokens_per_second = window.steps * session.plan.tokens_per_step / max(window.seconds, 1e-9)
+    plan = session.plan
+    tokens_per_second = (plan.tokens(step) - plan.tokens(step - window.steps)) / max(window.seconds, 1e-9)
     metrics.write(
         {
             "step": step,
-            "tokens": step * session.plan.tokens_per_step,
+            "tokens": plan.tokens(step),
+            "epochs": session.batches.epochs(step),
             **found,
             "lr": rate,
             "tokens_per_second": round(tokens_per_second, 1),

@@ -15,6 +15,7 @@ import torch
 
 from hfpretrain import hardware
 from hfpretrain.files import cache_folder, write_whole
+from hfpretrain.recipe_stages import longest_block
 
 if TYPE_CHECKING:
     from hfpretrain.training.session import Session
@@ -80,7 +81,7 @@ def fastest(session: "Session", own: int) -> int:
     sizes = divisors(own)[::-1]
     if seconds_of(session, 1) * own <= ENOUGH_SECONDS:
         return own
-    start = next((size for size in sizes if size * session.recipe.data.block_size >= 1024), own)
+    start = next((size for size in sizes if size * longest_block(session.recipe.data)[1] >= 1024), own)
     best, least = start, seconds_of(session, start) / start
     for size in sizes:
         if size < 2 * best:
@@ -116,7 +117,7 @@ def largest(session: "Session", own: int) -> int:
 
 def seconds_of(session: "Session", size: int) -> float:
     """The time of a forward and backward of `size` blocks, the faster of two; gradients are left as they were: none."""
-    rows = session.batches.rows(0, range(size))
+    rows = session.batches.largest_rows(size)
     batch = {name: tensor.to(session.accelerator.device) for name, tensor in session.collator(rows).items()}
     seconds = float("inf")
     for _ in range(2):
@@ -144,7 +145,7 @@ def _identity(session: "Session", own: int) -> dict[str, Any]:
             recipe.optimizer.name,
         ],
         "processes": session.accelerator.num_processes,
-        "blocks": [own, recipe.data.block_size, recipe.objective, recipe.train.activation_checkpointing],
+        "blocks": [own, longest_block(recipe.data)[1], recipe.objective, recipe.train.activation_checkpointing],
         "machine": [facts["device"], torch.get_num_threads(), facts["precision"], torch.__version__],
         "memory": hardware.total_memory(session.accelerator.device),
     }

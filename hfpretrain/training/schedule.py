@@ -3,7 +3,9 @@
 import logging
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 
+from hfpretrain.data.mixing import Order, exact
 from hfpretrain.errors import RecipeError
 from hfpretrain.recipe import Amount, Recipe, Schedule
 
@@ -16,44 +18,31 @@ class Plan:
 
     steps: int | None
     seconds: float | None
-    tokens_per_step: int
-    steps_per_epoch: float
-    words_per_step: float
+    order: Order
+    """What a step comes to in tokens, words and epochs, which may change from stage to stage."""
 
     @staticmethod
-    def of(recipe: Recipe, blocks_per_epoch: int, words_per_token: float) -> "Plan":
+    def of(recipe: Recipe, order: Order) -> "Plan":
         """Raises RecipeError where two amounts cannot be compared, e.g. a decay in steps of a run in minutes."""
-        tokens_per_step = recipe.train.batch_size * recipe.data.block_size
-        steps_per_epoch = blocks_per_epoch / recipe.train.batch_size
-        rates = (tokens_per_step, steps_per_epoch, tokens_per_step * words_per_token)
         duration = recipe.train.duration
-        if duration.unit == "seconds":
-            plan = Plan(None, duration.value, *rates)
-        else:
-            steps = Plan(None, None, *rates).in_steps(duration)
-            assert steps is not None
-            plan = Plan(max(1, math.ceil(steps - 1e-9)), None, *rates)
+        plan = Plan(order.steps, duration.value if duration.unit == "seconds" else None, order)
         if plan.share(recipe.schedule.warmup, "schedule.warmup") >= 1:
             log.warning("schedule.warmup: %s is the whole run or more", recipe.schedule.warmup)
         if recipe.schedule.name == "wsd":
-            plan.share(recipe.schedule.decay, "schedule.decay")
+            plan.share(recipe.schedule.decay, "schedule.decay", at_end=True)
         return plan
 
-    def in_steps(self, amount: Amount) -> float | None:
-        """An amount as a number of steps, or None if it is one of seconds."""
-        match amount.unit:
-            case "steps":
-                return amount.value
-            case "tokens":
-                return amount.value / self.tokens_per_step
-            case "words":
-                return amount.value / self.words_per_step
-            case "epochs":
-                return amount.value * self.steps_per_epoch
-            case "percent":
-                return None if self.steps is None else amount.value / 100 * self.steps
-            case _:
-                return None
+    def tokens(self, step: int) -> int:
+        """Tokens of so many steps."""
+        return int(self.order.total("tokens", step))
+
+    def words(self, step: int) -> Fraction:
+        """Words of so many steps, by the words that go with a token of each source on average."""
+        return self.order.total("words", step)
+
+    def epochs(self, step: int) -> float:
+        """Epochs of so many steps: how many times as many blocks were seen as the sources have."""
+        return float(self.order.total("epochs", step))
 
     def in_seconds(self, amount: Amount) -> float | None:
         """An amount as seconds, or None if it is one of steps."""
@@ -61,17 +50,24 @@ class Plan:
             return None if self.seconds is None else amount.value / 100 * self.seconds
         return amount.value if amount.unit == "seconds" else None
 
-    def share(self, amount: Amount, key: str) -> float:
-        """An amount as a fraction of the run, at most 1."""
-        mine, whole = (
-            (self.in_seconds(amount), self.seconds) if self.steps is None else (self.in_steps(amount), self.steps)
-        )
-        if mine is None or whole is None:
+    def share(self, amount: Amount, key: str, *, at_end: bool = False) -> float:
+        """An amount as a fraction of the run, at most 1: of its beginning, or of its end."""
+        if amount.unit == "percent":
+            return min(1.0, amount.value / 100)
+        if self.steps is None and amount.unit == "seconds":
+            assert self.seconds is not None
+            return min(1.0, amount.value / self.seconds)
+        if self.steps is None or amount.unit == "seconds":
             raise RecipeError(
                 f"{key}: {amount} cannot be compared with a train.duration in {'steps' if self.steps else 'minutes'}",
                 hint=f"give {key} in percent of the run, e.g. 10%",
             )
-        return min(1.0, mine / whole)
+        value, whole = exact(amount), self.order.total(amount.unit, self.steps)
+        if value >= whole:
+            return 1.0
+        if at_end:
+            return float(1 - self.order.steps_for(amount.unit, whole - value) / self.steps)
+        return float(self.order.steps_for(amount.unit, value) / self.steps)
 
     def done(self, step: int, seconds: float) -> float:
         """The fraction of the run that lies behind after `step` steps and `seconds`."""
@@ -80,19 +76,20 @@ class Plan:
         assert self.seconds is not None
         return min(1.0, seconds / self.seconds)
 
+    def passed(self, every: Amount, step: int) -> int | None:
+        """How many times `every` has gone by after so many steps; None if it is a time."""
+        if every.unit == "percent":
+            return None if self.steps is None else int(step * 100 // (exact(every) * self.steps))
+        return None if every.unit == "seconds" else int(self.order.total(every.unit, step) // exact(every))
+
     def due(self, every: Amount, step: int, seconds: float, seconds_before: float) -> bool:
         """Whether something that happens `every` so often happens after this step."""
-        steps = self.in_steps(every)
-        if steps is not None:
-            return passed(step, steps) > passed(step - 1, steps)
+        now, before = self.passed(every, step), self.passed(every, step - 1)
+        if now is not None and before is not None:
+            return now > before
         period = self.in_seconds(every)
         assert period is not None
         return int(seconds / period) > int(seconds_before / period)
-
-
-def passed(amount: float, every: float) -> int:
-    """How many times `every` has gone by after `amount`; an `every` that was divided may be off by rounding."""
-    return int(amount / every + 1e-9)
 
 
 def learning_rate_factor(schedule: Schedule, plan: Plan, step: int, seconds: float) -> float:
@@ -110,7 +107,7 @@ def learning_rate_factor(schedule: Schedule, plan: Plan, step: int, seconds: flo
     falling = max(0.0, falling)
     match schedule.name:
         case "wsd":
-            decay = plan.share(schedule.decay, "schedule.decay")
+            decay = plan.share(schedule.decay, "schedule.decay", at_end=True)
             into = (done - (1 - decay)) / decay if decay else 0.0
             factor = 1 - math.sqrt(max(0.0, into))
         case "cosine":

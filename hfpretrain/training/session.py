@@ -24,6 +24,7 @@ from hfpretrain.modeling.model import build_model, count_parameters
 from hfpretrain.modeling.objective import Collator, check_tokenizer
 from hfpretrain.modeling.tokenizer import build_tokenizer, load_tokenizer
 from hfpretrain.recipe import Amount, Recipe, Source
+from hfpretrain.recipe_stages import longest_block, training_sources
 from hfpretrain.run import Run
 from hfpretrain.training.checkpoint import save_with_transformers
 from hfpretrain.training.guard import Guard, Judged
@@ -78,7 +79,7 @@ def prepare_session(recipe: Recipe, run: Run, accelerator: Accelerator) -> Sessi
         tokenizer = load_tokenizer(str(run.path), recipe.objective) if saved else build_tokenizer(recipe)
         check_tokenizer(recipe, tokenizer)
         batches = open_batches(recipe, tokenizer)
-    plan = Plan.of(recipe, batches.blocks_per_epoch, batches.words_per_token)
+    plan = Plan.of(recipe, batches.order)
     model = build_model(recipe, tokenizer)
     how = document_masking(recipe, model)
     compiled = recipe.train.compile is True or (recipe.train.compile == "auto" and accelerator.device.type == "cuda")
@@ -99,10 +100,12 @@ def prepare_session(recipe: Recipe, run: Run, accelerator: Accelerator) -> Sessi
         "parameters": count_parameters(model),
         "packing": "concat" if how is None else "documents",
         "training_tokens": batches.tokens,
+        "mixing": list(batches.mixing),
         "validation_tokens": batches.validation.tokens if batches.validation else 0,
         "data_fingerprint": batches.fingerprint,
         "sources": [
-            describe(source) | counts for source, counts in zip(recipe.data.sources, batches.sources, strict=True)
+            describe(source) | counts
+            for (_, source), counts in zip(training_sources(recipe.data), batches.sources, strict=True)
         ],
         "validation_datasets": [
             source.hub
@@ -254,4 +257,4 @@ def activation_bytes(recipe: Recipe, model: PreTrainedModel) -> float:
     """About what a block keeps for its backward pass: 34 bytes per token, unit and layer (Korthikanti et al. 2022)."""
     config = model.config.get_text_config()
     layers, width = getattr(config, "num_hidden_layers", 0), getattr(config, "hidden_size", 0)
-    return 34.0 * recipe.data.block_size * width * layers
+    return 34.0 * longest_block(recipe.data)[1] * width * layers

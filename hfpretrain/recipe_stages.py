@@ -1,0 +1,129 @@
+"""What a run reads when: the sources of its stages, each known by one number, and what may not be said of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+
+from hfpretrain.amounts import Amount
+from hfpretrain.recipe_blocks import Data, Source, Stage, Train
+from hfpretrain.recipe_contents import Keys, dotted
+
+LONGEST_CYCLE = 1_000_000
+"""Blocks after which the order of the sources repeats at the latest; it is kept in memory."""
+
+
+def stages_of(data: Data) -> list[Stage]:
+    """The stages with their sources and block sizes filled in; without any, the whole run is one."""
+    return [
+        dataclasses.replace(
+            stage, sources=stage.sources or data.sources, block_size=stage.block_size or data.block_size
+        )
+        for stage in data.stages or (Stage(),)
+    ]
+
+
+def places_of_sources(data: Data) -> Iterator[tuple[Keys, Source, int]]:
+    """Every place where a source of training stands: the way to it, the source, and its number.
+
+    Two are the same source if they differ in weight and repeat only, which are a stage's own; what stands twice in one
+    list is two.
+    """
+    known: list[tuple[Source, int]] = []
+    for keys, sources in _lists(data):
+        bare = [dataclasses.replace(source, weight=None, repeat=True) for source in sources]
+        for index, source in enumerate(bare):
+            one = (source, bare[:index].count(source))
+            if one not in known:
+                known.append(one)
+            yield (*keys, index), sources[index], known.index(one)
+
+
+def training_sources(data: Data) -> list[tuple[str, Source]]:
+    """Every source that training reads, once and by its number, under the key where it stands first."""
+    found: dict[int, tuple[str, Source]] = {}
+    for keys, source, number in places_of_sources(data):
+        found.setdefault(number, (dotted(keys), source))
+    return list(found.values())
+
+
+def validation_sources(data: Data) -> list[tuple[str, Source]]:
+    """The sources that are read for validation alone, each with its key: none where it is a share or the same list."""
+    same = [source for _, source in training_sources(data)]
+    if isinstance(data.validation, Amount) or list(data.validation) == same:
+        return []
+    return [(f"data.validation.{number}", source) for number, source in enumerate(data.validation)]
+
+
+def source_numbers(data: Data) -> list[list[int]]:
+    """The numbers of each stage's sources."""
+    lists: dict[Keys, list[int]] = {}
+    for keys, _, number in places_of_sources(data):
+        lists.setdefault(keys[:-1], []).append(number)
+    own: list[Keys] = [("data", "stages", number, "sources") for number in range(len(data.stages))]
+    return [lists[keys if keys in lists else ("data", "sources")] for keys in own or [("data", "sources")]]
+
+
+def longest_block(data: Data) -> tuple[str, int]:
+    """The largest number of tokens that the model has to take at once, and the key that says it."""
+    own = {f"data.stages.{number}.block_size": stage.block_size for number, stage in enumerate(data.stages)}
+    sizes = {"data.block_size": data.block_size} | {key: size for key, size in own.items() if size}
+    return max(sizes.items(), key=lambda item: item[1])
+
+
+def whole_weights(sources: Sequence[Source]) -> tuple[int, ...] | None:
+    """The weights as the smallest whole numbers of the same ratio; None where there are none."""
+    if all(source.weight is None for source in sources):
+        return None
+    exact = [Fraction(1) if source.weight is None else Fraction(str(source.weight)) for source in sources]
+    scale = math.lcm(*(weight.denominator for weight in exact))
+    whole = [int(weight * scale) for weight in exact]
+    return tuple(weight // math.gcd(*whole) for weight in whole)
+
+
+def stage_contradictions(data: Data, train: Train) -> Iterator[tuple[Keys, str]]:
+    """What of weights, repeats and stages is right in itself but not together, each with a sentence."""
+    for keys, sources in _lists(data):
+        weights = whole_weights(sources)
+        if weights is not None and sum(weights) > LONGEST_CYCLE:
+            said = f"weights of that ratio come out even only after more than {LONGEST_CYCLE} blocks"
+            yield keys, f"{said}; write them with fewer digits"
+        repeats = {source.repeat for source in sources}
+        if weights is None and len(repeats) > 1:
+            wrong = next(index for index, source in enumerate(sources) if not source.repeat)
+            said = "without weights the sources are gone through as one"
+            yield (*keys, wrong, "repeat"), f"{said}; set repeat: false for all of them, or give each a weight"
+        if repeats == {False} and train.duration.unit == "seconds":
+            said = f"no source repeats, and in {train.duration} they may all be used up"
+            yield (*keys, 0, "repeat"), f"{said}; give train.duration in steps, tokens or epochs, or let one repeat"
+    before = None
+    for number, stage in enumerate(data.stages):
+        here: Keys = ("data", "stages", number, "until")
+        last, until = number == len(data.stages) - 1, stage.until
+        if until is None:
+            if not last:
+                yield here[:-1], "until is missing; only the last stage, which lasts to the end, may leave it out"
+            continue
+        if until.unit == "seconds":
+            yield here, f"expects steps, tokens, epochs or percent of the run, not {until}: data follows from the step"
+        elif until.unit == "percent" and train.duration.unit == "seconds":
+            said = f"{until} of {train.duration} is no number of steps that is known beforehand"
+            yield here, f"{said}; give steps, tokens or epochs"
+        elif last and train.duration.unit == "seconds":
+            yield here, "the last stage lasts to the end of the run; leave it out"
+        elif until.value == 0:
+            yield here, "must be more than nothing"
+        elif before is not None and before.unit == until.unit and until.value <= before.value:
+            yield here, f"{until} is not after the stage before, which lasts until {before}"
+        before = until
+
+
+def _lists(data: Data) -> Iterator[tuple[Keys, tuple[Source, ...]]]:
+    """The lists of sources that training reads, with the way to each."""
+    if data.sources:
+        yield ("data", "sources"), data.sources
+    for number, stage in enumerate(data.stages):
+        if stage.sources:
+            yield ("data", "stages", number, "sources"), stage.sources
