@@ -121,6 +121,16 @@ def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
         tiny_run(tmp_path, "clm", "train.duration=2")
 
 
+def test_resuming_completes_what_a_kill_left_of_the_end(tmp_path: Path) -> None:
+    """The run was killed between moving its report into place and what comes after that."""
+    run = tiny_run(tmp_path, "clm", "train.duration=2")
+    run.card_file.unlink()
+    run.partial.mkdir()
+    tiny_run(tmp_path, "clm", "train.duration=2", resume=True)
+    assert run.card_file.exists()
+    assert not run.partial.exists()
+
+
 def test_resume_without_a_run_starts_one(tmp_path: Path) -> None:
     assert tiny_run(tmp_path, "clm", "train.duration=2", resume=True).state == "finished"
 

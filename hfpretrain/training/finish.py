@@ -1,5 +1,6 @@
 """The end of a run: the model in the run's root, what it came to in report.json, and its card."""
 
+import contextlib
 import json
 import logging
 import os
@@ -45,6 +46,14 @@ def finish(session: Session, metrics: Metrics, step: int, seconds: float, evalua
         add_card(run)
         log.info("finished %d steps in %s; the run is in %s", step, span(seconds), run.path)
     accelerator.wait_for_everyone()
+
+
+def complete(run: Run) -> None:
+    """Does what is left to do where a run was killed just after its report was in place."""
+    with contextlib.suppress(OSError):
+        run.partial.rmdir()
+    if not run.card_file.exists():
+        add_card(run)
 
 
 def add_card(run: Run) -> None:

@@ -23,7 +23,7 @@ from hfpretrain.training.begin import Progress, begin, begin_pushing, open_metri
 from hfpretrain.training.changes import check_unchanged
 from hfpretrain.training.checkpoint import save_checkpoint, saved_bytes
 from hfpretrain.training.console import Display
-from hfpretrain.training.finish import add_card, finish
+from hfpretrain.training.finish import complete, finish
 from hfpretrain.training.guard import heed, leave_out
 from hfpretrain.training.metrics import Metrics, Window
 from hfpretrain.training.publisher import Publisher
@@ -59,8 +59,8 @@ def train(recipe: Recipe, *, resume: bool = False, allow_changes: bool = False, 
             changes = check_unchanged(load(run.recipe_file), recipe, run, allowed=allow_changes)
         accelerator.wait_for_everyone()  # from here on the first process writes
         if state == "finished":
-            if accelerator.is_main_process and not run.card_file.exists():  # it was killed just before
-                add_card(run)
+            if accelerator.is_main_process:
+                complete(run)
             publisher = unfinished_pushes(recipe, run) if accelerator.is_main_process else None
             log.info("%s is finished%s", run.path, "" if publisher else "; nothing to do")
         else:
