@@ -82,6 +82,35 @@ with signals.stop_on_signals():
     assert done.returncode == 128 + signal.SIGTERM
 
 
+LOST = """
+import os, signal, time
+from hfpretrain.training import signals
+class Cleared:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.05)
+signals.GRACE_SECONDS = 0.5
+with signals.stop_on_signals() as request:
+    Cleared()
+    print("went on", flush=True)
+    {then}
+"""
+
+
+@pytest.mark.parametrize("then", ["request.training_begins()", "time.sleep(60)"])
+def test_a_signal_that_comes_while_an_object_is_cleared_away(then: str) -> None:
+    """Python drops what is raised there, and says so in a traceback."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOST.format(then=then)], capture_output=True, text=True, check=False, timeout=30
+    )
+    assert done.stdout == "went on\n"
+    assert "Exception ignored" not in done.stderr
+    if then == "time.sleep(60)":
+        assert done.returncode == 128 + signal.SIGTERM
+    else:
+        assert done.stderr.splitlines()[-1].endswith("StopNow: stopped by signal 15; there was nothing to save")
+
+
 def test_a_signal_during_an_evaluation(tmp_path: Path, hfpretrain: Command) -> None:
     """The evaluation is given up for it, and made first of all when the run goes on."""
     write_corpus(tmp_path / "corpus.jsonl", documents=500)

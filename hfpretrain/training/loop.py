@@ -105,7 +105,7 @@ def run_loop(session: Session, at: Progress, checkpoint: Path | None, request: S
     metrics = open_metrics(session, at)
     origin = time.monotonic() - at.seconds
     done = plan.done(at.step, at.seconds)
-    request.nothing_to_save = False
+    request.training_begins()
     try:
         with Display(enabled=accelerator.is_main_process, done=done, steps=plan.steps) as display:
             if at.evaluation_due:

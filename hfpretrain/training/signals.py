@@ -7,6 +7,7 @@ when train.max_time is over.
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1
 
 
 GRACE_SECONDS = 3.0
-"""How long Python may take to hear a signal while there is nothing to save, before the process ends all the same."""
+"""How long a signal may take to end what runs while there is nothing to save, before the process ends all the same."""
 
 
 class StopNow(BaseException):
@@ -40,9 +41,16 @@ class StopRequest:
         """The number of the signal that came."""
         self.nothing_to_save = True
         """A signal raises StopNow; else it is noted, for the loop to see."""
-        self.heard = threading.Event()
+        self.over = threading.Event()
+        """What was to be stopped has ended."""
         self.after_step = after_step
         """A step to stop after, as if SIGALRM had come."""
+
+    def training_begins(self) -> None:
+        """From here on there is something to save. Raises StopNow if a signal came before, and was not felt."""
+        self.nothing_to_save = False
+        if self.signal is not None:
+            raise StopNow(self.signal)
 
     def asked(self, step: int) -> int:
         """The signal to stop by after this step, or 0."""
@@ -57,7 +65,6 @@ def stop_on_signals(*, after_step: int | None = None, seconds: float | None = No
 
     def note(number: int, frame: FrameType | None) -> None:
         request.signal = number
-        request.heard.set()
         for each in SIGNALS:
             signal.signal(each, signal.SIG_DFL)
         if request.nothing_to_save:
@@ -91,9 +98,10 @@ def stop_on_signals(*, after_step: int | None = None, seconds: float | None = No
 
 @contextmanager
 def _watched(request: StopRequest) -> Iterator[None]:
-    """Ends the process where a signal comes with nothing to save and Python is away in a library's code.
+    """Ends the process where a signal comes with nothing to save, and StopNow does not end it.
 
-    Python hears signals between its own instructions only, and e.g. training a tokenizer is one that takes minutes.
+    Python hears signals between its own instructions only, and e.g. training a tokenizer is one that takes minutes; and
+    what is raised while an object is being cleared away goes no further.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -101,13 +109,20 @@ def _watched(request: StopRequest) -> Iterator[None]:
 
     def watch() -> None:
         while number := os.read(reader, 1):
-            if number[0] in SIGNALS and request.nothing_to_save and not request.heard.wait(GRACE_SECONDS):
+            if number[0] in SIGNALS and request.nothing_to_save and not request.over.wait(GRACE_SECONDS):
                 os._exit(128 + number[0])
         os.close(reader)
 
+    def lost(what: "sys.UnraisableHookArgs") -> None:
+        if not isinstance(what.exc_value, StopNow):
+            say_lost(what)
+
+    say_lost, sys.unraisablehook = sys.unraisablehook, lost
     threading.Thread(target=watch, name="hfpretrain-signals", daemon=True).start()
     try:
         yield
     finally:
+        request.over.set()
+        sys.unraisablehook = say_lost
         signal.set_wakeup_fd(before)
         os.close(writer)  # which ends the thread

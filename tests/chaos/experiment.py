@@ -95,7 +95,7 @@ class Experiment:
                 outcome = self.disturbed(place, disturbances, choices)
                 if outcome is None:
                     continue
-                trouble = outcome.trouble or self.resumed(place)
+                trouble = outcome.trouble or self.resumed(place, saved=outcome.saved)
             except subprocess.TimeoutExpired:
                 return Outcome("hung", "it hung and had to be killed")
             if trouble is None:
@@ -115,13 +115,22 @@ class Experiment:
                 return Outcome(outcome.ended, trouble)
         return outcome
 
-    def resumed(self, place: Path) -> str | None:
-        """What is wrong with the run after --resume."""
+    def resumed(self, place: Path, *, saved: bool) -> str | None:
+        """What is wrong with the run after --resume; `saved` if it was stopped and had to save its last step."""
         training = Training(place, processes=self.processes, resume=True)
         status = training.wait()
         if status != 0:
             return f"--resume ended with exit status {status}: {training.said()[-1500:]}"
-        return differences(self.files, contents(place / "run"))
+        expected, found = self.files, contents(place / "run")
+        before_last = [*list_checkpoints(place / "run" / "checkpoints"), None][1]
+        if saved and before_last and int(before_last.name.removeprefix("step-")) not in DUE:
+            # It was stopped after the last but one that was due, whose place among the two that are kept it took.
+            pushed_out = f"step-{DUE[-2]:08d}"
+            expected, found = (
+                {name: digest for name, digest in files.items() if not name.startswith(f"checkpoints/{folder}/")}
+                for files, folder in ((expected, pushed_out), (found, before_last.name))
+            )
+        return differences(expected, found)
 
 
 def contents(run: Path) -> dict[str, str]:
