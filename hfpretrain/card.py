@@ -122,7 +122,7 @@ def _body(report: dict[str, Any], recipe: recipes.Recipe, repo_id: str | None, r
         "### Data",
         _table(["source", "documents", "tokens", "words"], _data_rows(report)),
         _left_out(report),
-        f"{report['training_tokens']:,} tokens for training, {report['validation_tokens']:,} for validation. "
+        f"{_number(report['training_tokens'])} tokens for training, {report['validation_tokens']:,} for validation. "
         f"Fingerprint of the data: `{report['data_fingerprint']}`.",
         "## Reproduce",
         f"With hfpretrain {report['versions']['hfpretrain']}: save the recipe as `recipe.yaml` and train. The order of "
@@ -207,13 +207,17 @@ def _block_sizes(recipe: recipes.Recipe) -> str:
 
 def _data_rows(report: dict[str, Any]) -> list[list[str]]:
     return [
-        [source["name"], *(f"{source[key]:,}" for key in ("documents", "tokens", "words"))]
+        [source["name"], *(_number(source[key]) for key in ("documents", "tokens", "words"))]
         for source in report["sources"]
     ]
 
 
+def _number(value: int | None) -> str:
+    return "streamed" if value is None else f"{value:,}"
+
+
 def _left_out(report: dict[str, Any]) -> str:
-    told = [(source["name"], in_words(source.get("left_out", {}))) for source in report["sources"]]
+    told = [(source["name"], in_words(source.get("left_out") or {})) for source in report["sources"]]
     return "\n".join(f"Left out of {name}: {left_out}." for name, left_out in told if left_out)
 
 

@@ -26,11 +26,15 @@ def check(recipe: Recipe) -> Text:
     facts, plan = session.facts, session.plan
     speed = plan.tokens(1) / found.seconds_per_step
     parameters = facts["parameters"]
+    streamed = facts["training_tokens"] is None
+    told = (
+        "streamed: of it only the beginning is looked at" if streamed else f"{facts['training_tokens']} training tokens"
+    )
     lines = [
         ("recipe", f"{recipe.name}: valid"),
         ("model", f"{facts['architecture']}, {count(parameters)} parameters ({parameters})"),
         ("tokenizer", f"{len(session.tokenizer)} tokens"),
-        ("data", f"{facts['training_tokens']} training tokens, {facts['validation_tokens']} held out"),
+        ("data", f"{told}, {facts['validation_tokens']} held out"),
         *data.lines(),
         ("batch", f"{recipe.train.batch_size} blocks of {recipe.data.block_size}, {session.micro_batch_size} at once"),
         *(("mixing", line) for line in session.batches.mixing),
@@ -43,9 +47,10 @@ def check(recipe: Recipe) -> Text:
         assert plan.seconds is not None
         lines.append(("plan", span(plan.seconds)))
     else:
-        tokens, epochs = plan.tokens(plan.steps), plan.epochs(plan.steps)
+        tokens = plan.tokens(plan.steps)
+        epochs = "" if streamed else f", {plan.epochs(plan.steps):.2f} epochs"
         lines += [
-            ("plan", f"{plan.steps} steps, {count(tokens)} tokens, {epochs:.2f} epochs"),
+            ("plan", f"{plan.steps} steps, {count(tokens)} tokens{epochs}"),
             ("compute", f"{facts['flops_per_token'] * tokens:.3g} FLOPs, {count(facts['flops_per_token'])} per token"),
             (
                 "speed",

@@ -103,7 +103,9 @@ def data_facts(session: Session) -> DataFacts:
     if tokenizer.unk_token_id is not None and tokenizer.unk_token_id not in ends:
         unknown = float(counts[tokenizer.unk_token_id] / counts.sum())
     rows = min(batches.blocks, max(16, POSITIONS // session.recipe.data.block_size))
-    batch = session.collator([batches.row(position) for position in range(rows)])
+    first = [batches.row(position) for position in range(rows)]
+    size = len(first[0].block.token_ids)  # a later stage may have blocks of another
+    batch = session.collator([row for row in first if len(row.block.token_ids) == size])
     shown = batch["document_ids"] != PADDING
     return DataFacts(
         documents=sum(len(store.keys) for store in stores),

@@ -15,6 +15,9 @@ def print_sources(lines: list[dict[str, Any]], shard: str | None, as_json: bool)
 
     width = max(len(line["source"]) for line in lines)
     for line in lines:
+        if line.get("streamed"):
+            typer.echo(f"{line['source']:<{width}}  streamed while training, nothing to prepare")
+            continue
         if line["tokens"] is None:
             typer.echo(f"{line['source']:<{width}}  shard {shard} prepared")
             continue
@@ -24,5 +27,5 @@ def print_sources(lines: list[dict[str, Any]], shard: str | None, as_json: bool)
         if filtered := in_words(line["left_out"]):
             told += f", left out: {filtered}"
         typer.echo(f"{line['source']:<{width}}  {text}, {line['text_bytes'] / 1e6:,.1f} MB of text{told}")
-    if any(line["tokens"] is None for line in lines):
+    if any(line.get("tokens", 0) is None for line in lines):
         typer.echo("next  hfpretrain train, or data without --shard, joins the shards and prepares what is missing")

@@ -201,6 +201,17 @@ def _known_dataset(name: str) -> str:
     return name
 
 
+def dataset_commit(name: str) -> str:
+    """The commit at which a data set of the Hub is now. Raises DataError, or HFPretrainError where the Hub is away."""
+    from huggingface_hub import HfApi, constants
+
+    try:
+        found = HfApi().dataset_info(name, timeout=float(constants.HF_HUB_ETAG_TIMEOUT))
+    except Exception as error:
+        raise explain(error, name, kind="dataset") from error
+    return str(found.sha)
+
+
 def _without_the_hub(error: Exception, cached: Callable[[], str]) -> str | None:
     """What the cache has, if the error says that the Hub is away; None where it has answered or the cache has nothing.
 

@@ -14,6 +14,8 @@ from hfpretrain.recipe_stages import training_sources, validation_sources
 def prepare_data(recipe: Recipe, shard: str | None = None) -> list[dict[str, Any]]:
     """Prepares each source of the recipe as training would, and returns what there is: the counts of each.
 
+    Of streamed sources there is nothing to prepare.
+
     The tokenizer comes first; the same data gives the same one on every machine. With `shard`, e.g. 3/16, only that
     share is made; the counts of what is not whole yet are None.
     """
@@ -25,6 +27,9 @@ def prepare_data(recipe: Recipe, shard: str | None = None) -> list[dict[str, Any
     opened = open_sources(training_sources(recipe.data), on_bad_rows=bad_rows)
     opened += open_sources(validation_sources(recipe.data), on_bad_rows=bad_rows)  # duplicates count in each by itself
     for source in opened:
+        if source.stream:
+            lines.append({"source": source.key, "streamed": True})
+            continue
         store = (
             prepare_shard(source, tokenizer, share, end_id=end_id)
             if share

@@ -34,7 +34,7 @@ from hfpretrain.recipe_blocks import (
 )
 from hfpretrain.recipe_contents import Keys
 from hfpretrain.recipe_loading import Draft, to_plain
-from hfpretrain.recipe_stages import places_of_sources, stage_contradictions
+from hfpretrain.recipe_stages import places_of_sources, stage_contradictions, streaming_contradictions
 from hfpretrain.recipe_types import quoted, schema_of
 
 __all__ = [
@@ -157,6 +157,7 @@ def _contradictions(recipe: Recipe, draft: Draft) -> Iterator[tuple[Keys, str]]:
         yield from ((keys + rest, message) for rest, message in _source_contradictions(source))
     if not draft.doubtful(("train", "duration")):
         yield from stage_contradictions(data, train)
+    yield from streaming_contradictions(recipe, _sources(recipe))
     if train.duration.unit == "percent":
         yield ("train", "duration"), f"expects steps, tokens, epochs or minutes, not {train.duration}"
     for keys, amount in {
@@ -244,16 +245,13 @@ def _not_there_yet(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
     """Keys of the recipe whose machinery does not exist; a line goes away with each that is built."""
     if recipe.trackers:
         yield ("trackers",), "experiment trackers are not there yet; remove the key"
-    for keys, source in _sources(recipe):
-        if source.streaming:
-            yield (*keys, "streaming"), "streaming is not there yet; remove the key"
 
 
 _COLUMNS = ("text_column", "prompt_column", "completion_column")
 _FILTERS = ("min_chars", "max_chars", "deduplicate", "drop_list")
 _KEYS_OF_KIND = {
     "builtin": ("size", *_FILTERS),
-    "files": ("documents", *_COLUMNS, *_FILTERS),
+    "files": ("documents", "streaming", *_COLUMNS, *_FILTERS),
     "hub": ("subset", "split", "streaming", *_COLUMNS, *_FILTERS),
 }
 """The keys of a source that go with each kind of it; weight and repeat go with all."""

@@ -57,13 +57,14 @@ class Source:
     """Local files: a path, a folder, a glob (`corpus/**/*.jsonl.gz`) or a list of them. Relative
     paths are taken from the working directory."""
     hub: str | None = None
-    """A data set on the Hub: org/dataset."""
+    """A data set on the Hub: org/dataset, or the folder of one."""
     subset: str | None = None
     """The Hub data set's configuration name."""
     split: str = "train"
     """The Hub data set's split."""
     streaming: bool = False
-    """Read the Hub data set while training instead of before it."""
+    """Read the data while training instead of before it, in the order it is in but for a shuffle within windows
+    of a million tokens. Its end is not known, so durations are in steps, tokens or time."""
     text_column: str = "text"
     """The column (or JSON key) that holds the text."""
     prompt_column: str | None = None

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 
 from hfpretrain.amounts import Amount
-from hfpretrain.recipe_blocks import Data, Source, Stage, Train
+from hfpretrain.recipe_blocks import Data, Recipe, Source, Stage, Train
 from hfpretrain.recipe_contents import Keys, dotted
 
 LONGEST_CYCLE = 1_000_000
@@ -118,6 +118,40 @@ def stage_contradictions(data: Data, train: Train) -> Iterator[tuple[Keys, str]]
         elif before is not None and before.unit == until.unit and until.value <= before.value:
             yield here, f"{until} is not after the stage before, which lasts until {before}"
         before = until
+
+
+def streaming_contradictions(recipe: Recipe, sources: Iterable[tuple[Keys, Source]]) -> Iterator[tuple[Keys, str]]:
+    """What cannot be said of streams, whose end and size nobody knows."""
+    data = recipe.data
+    streamed = [(keys, source) for keys, source in sources if source.streaming]
+    for keys, source in streamed:
+        if keys[1] == "validation":
+            yield (*keys, "streaming"), "what is held out is read whole; leave it out"
+        if source.deduplicate:
+            yield (*keys, "deduplicate"), "texts of a stream are not remembered; set streaming: false"
+        if not source.repeat:
+            yield (*keys, "repeat"), "a stream begins anew at its end; set train.duration so that it is not reached"
+    for keys, together in _lists(data):
+        if len(together) > 1 and any(source.streaming for source in together):
+            for number, source in enumerate(together):
+                if source.weight is None:
+                    yield (*keys, number, "weight"), "missing; beside a streamed source each needs its share"
+    if not any(keys[1] != "validation" for keys, _ in streamed):
+        return
+    if isinstance(data.validation, Amount) and data.validation.value:
+        said = f"{data.validation} of a stream cannot be held out before it is read"
+        yield ("data", "validation"), f"{said}; give a list of sources, or 0%"
+    amounts: dict[Keys, Amount | None] = {
+        ("train", "duration"): recipe.train.duration,
+        ("evaluation", "every"): recipe.evaluation.every,
+        ("checkpoints", "every"): recipe.checkpoints.every,
+        ("schedule", "warmup"): recipe.schedule.warmup,
+        ("schedule", "decay"): recipe.schedule.decay,
+    }
+    amounts |= {("data", "stages", number, "until"): stage.until for number, stage in enumerate(data.stages)}
+    for key, amount in amounts.items():
+        if amount is not None and amount.unit == "epochs":
+            yield key, f"the length of an epoch of a stream is not known, so that {amount} says nothing; give tokens"
 
 
 def _lists(data: Data) -> Iterator[tuple[Keys, tuple[Source, ...]]]:

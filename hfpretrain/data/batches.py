@@ -1,21 +1,24 @@
 """Batches: what an optimizer step sees, as a pure function of (recipe, data, step)."""
 
 import hashlib
+import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from hfpretrain.data.blocks import PADDING, Block, Blocks, IntArray, Stream, split
-from hfpretrain.data.mixing import Mix, Order, described, lay_out, require_enough
+from hfpretrain.data.encoding import Encoder
+from hfpretrain.data.mixing import ENDLESS, Mix, Order, described, lay_out, require_enough
 from hfpretrain.data.order import derived, permuted
 from hfpretrain.data.sources import open_sources
+from hfpretrain.data.streaming import StreamedPart
 from hfpretrain.data.tokens import TokenStore, end_of_document, prepare
 from hfpretrain.errors import DataError
-from hfpretrain.recipe import Amount, Recipe, Source
+from hfpretrain.recipe import Amount, Recipe
 from hfpretrain.recipe_stages import source_numbers, stages_of, training_sources, validation_sources, whole_weights
 
 if TYPE_CHECKING:
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+COUNTS = ("documents", "tokens", "words", "text_bytes", "left_out")
+"""What is told of a source."""
 WELL_FILLED = 0.95
 """Of a part's block positions that hold tokens: with less, its share of the tokens is less than that of the blocks."""
 
@@ -38,12 +43,35 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Part:
+class StoredPart:
     """Sources that are gone through as one, in blocks of one size: those of a mix each by itself, others together."""
 
+    number: int
     sources: tuple[int, ...]
     """Their numbers: the places in `recipe_stages.training_sources`."""
     blocks: Blocks
+    seed: int
+
+    def block(self, index: int) -> Block:
+        """The block at `index`, counted from the start of the run, over all epochs."""
+        return self.blocks[self._place(index)]
+
+    def documents(self, index: int) -> list[tuple[int, int]]:
+        """The documents that a block shows tokens of, as (source, document)."""
+        return self.blocks.documents(self._place(index))
+
+    def beginning(self, source: int, document: int, tokens: int) -> IntArray:
+        """The first token ids of a document."""
+        store = self.blocks.stream.stores[source]
+        start, end = store.offsets[document], store.offsets[document + 1]
+        return np.asarray(store.tokens[start : min(end, start + tokens)], dtype=np.int64)
+
+    def _place(self, index: int) -> int:
+        epoch, rest = divmod(index, len(self.blocks))
+        return permuted(rest, len(self.blocks), derived(self.seed, "order", self.number, epoch))
+
+
+Part: TypeAlias = StoredPart | StreamedPart
 
 
 class Batches:
@@ -60,7 +88,8 @@ class Batches:
         validation: Blocks | None,
         *,
         seed: int,
-        tokens: int = 0,
+        tokens: int | None = 0,
+        stores: Sequence[TokenStore] = (),
         fingerprint: str = "",
         sources: Sequence[dict[str, Any]] = (),
         source_keys: Sequence[str] = (),
@@ -69,36 +98,23 @@ class Batches:
         self.parts, self.order, self.validation = parts, order, validation
         self.batch_size, self.seed, self.fingerprint = order.batch_size, seed, fingerprint
         self.tokens = tokens
-        """Training tokens of all sources."""
+        """Training tokens of all sources; None where one is streamed."""
+        self.stores = stores
+        """The tokens of each training source; of a streamed one those of its first window."""
         self.sources, self.source_keys, self.mixing = sources, source_keys, mixing
 
     @property
-    def stores(self) -> Sequence[TokenStore]:
-        """The tokens of each training source."""
-        return self.parts[0].blocks.stream.stores
-
-    @property
     def blocks(self) -> int:
-        """How many blocks there are to train on."""
+        """How many blocks there are to train on; of a streamed source those of its first window count."""
         return sum(len(part.blocks) for part in self.parts)
-
-    def _place(self, position: int) -> tuple[Blocks, int] | None:
-        """The part, and the number of the block in it, at `position`; None where all sources are used up."""
-        place = self.order.place(position)
-        if place is None:
-            return None
-        part, index = place
-        blocks = self.parts[part].blocks
-        epoch, rest = divmod(index, len(blocks))
-        return blocks, permuted(rest, len(blocks), derived(self.seed, "order", part, epoch))
 
     def row(self, position: int) -> Row:
         """The block at `position`, counted over all steps and epochs from the start of the run.
 
         Where sources that are not repeated are used up within a step, the rest of it is blocks of padding.
         """
-        place, seed = self._place(position), derived(self.seed, "row", position)
-        block = self._empty(position) if place is None else place[0][place[1]]
+        place, seed = self.order.place(position), derived(self.seed, "row", position)
+        block = self._empty(position) if place is None else self.parts[place[0]].block(place[1])
         return Row(block, seed, position // self.batch_size)
 
     def _empty(self, position: int) -> Block:
@@ -108,14 +124,32 @@ class Batches:
 
     def documents(self, step: int, place: int) -> list[tuple[int, int]]:
         """The documents that a row of a step shows tokens of, as (source, document)."""
-        found = self._place(step * self.batch_size + place)
-        return [] if found is None else found[0].documents(found[1])
+        found = self.order.place(step * self.batch_size + place)
+        return [] if found is None else self.parts[found[0]].documents(found[1])
 
     def beginning(self, source: int, document: int, tokens: int) -> IntArray:
         """The first token ids of a document of a training source."""
-        store = self.stores[source]
-        start, end = store.offsets[document], store.offsets[document + 1]
-        return np.asarray(store.tokens[start : min(end, start + tokens)], dtype=np.int64)
+        part = next(part for part in self.parts if source in part.sources)
+        return part.beginning(source, document, tokens)
+
+    def marks(self, step: int) -> dict[str, Any]:
+        """From where streamed sources can be read on after so many steps, for `remember`."""
+        taken = self.order.taken(step * self.batch_size)
+        return {part.identity: part.mark(taken[number]) for number, part in self._streamed()}
+
+    def remember(self, marks: Mapping[str, Any]) -> None:
+        """Takes over what an earlier process knew of streams, so that what lies before need not be read again."""
+        for _, part in self._streamed():
+            if part.identity in marks:
+                part.remember(marks[part.identity])
+
+    def interrupt(self) -> None:
+        """Whoever waits for a stream that cannot be read just now gives up."""
+        for _, part in self._streamed():
+            part.interrupt()
+
+    def _streamed(self) -> Iterator[tuple[int, StreamedPart]]:
+        return ((number, part) for number, part in enumerate(self.parts) if isinstance(part, StreamedPart))
 
     def rows(self, step: int, places: range | None = None) -> list[Row]:
         """The rows of one step, or those of some `places` in range(batch_size)."""
@@ -128,8 +162,15 @@ class Batches:
         return self.rows(largest.start // self.batch_size, range(count))
 
     def epochs(self, step: int) -> float | list[float]:
-        """How many times each source was gone through after so many steps; one number where that is one."""
-        parts = self.order.epochs(step)
+        """How many times each source was gone through after so many steps; one number where that is one.
+
+        Of a streamed source, of which nobody knows how much is left, the times it was read to its end.
+        """
+        taken = self.order.taken(step * self.batch_size)
+        parts = [
+            Fraction(part.epoch(blocks)) if isinstance(part, StreamedPart) else Fraction(blocks, len(part.blocks))
+            for part, blocks in zip(self.parts, taken, strict=True)
+        ]
         if len(parts) == 1:
             return round(float(parts[0]), 4)
         found = [Fraction(0) for _ in self.sources]
@@ -156,16 +197,18 @@ def open_batches(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", *, traini
     to be repeated, not enough of them; RecipeError where stages do not follow one another.
     """
     data = recipe.data
-    named = training_sources(data)
-    stores = _stores(recipe, named, tokenizer)
-    padding_id = tokenizer.pad_token_id or 0
+    named, bad_rows = training_sources(data), data.on_bad_rows
+    end_id, padding_id = end_of_document(tokenizer, recipe.objective), tokenizer.pad_token_id or 0
+    opened = open_sources(named, on_bad_rows=bad_rows)
+    stores = [_nothing() if source.stream else prepare(source, tokenizer, end_id=end_id) for source in opened]
 
     share = data.validation.value / 100 if isinstance(data.validation, Amount) else 0.0
     train, held_out = split(stores, share, derived(recipe.seed, "split") if share else 0, whole=not share)
     validation = Blocks(Stream(stores, held_out), data.block_size, padding_id=padding_id)
     if not isinstance(data.validation, Amount):
         own = validation_sources(data)
-        others = _stores(recipe, own, tokenizer) if own else stores
+        others = [prepare(source, tokenizer, end_id=end_id) for source in open_sources(own, on_bad_rows=bad_rows)]
+        others = others or stores
         stream = Stream(others, split(others, 0.0, 0, whole=True)[0])
         validation = Blocks(stream, data.block_size, padding_id=padding_id)
         known = sum(int(np.isin(other.keys, store.keys).sum()) for other in others for store in stores)
@@ -177,14 +220,24 @@ def open_batches(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", *, traini
     # The sentinels of a document that is turned round.
     room = 3 if recipe.objective == "clm" and recipe.fim.rate else 0
     parts: list[Part] = []
+    shown = list(stores)
 
     def part_of(sources: tuple[int, ...], block_size: int) -> int:
         """The number of that part, which an earlier stage may have had, too."""
         for number, part in enumerate(parts):
             if part.sources == sources and part.blocks.block_size == block_size:
                 return number
-        stream = Stream(stores, train[np.isin(train[:, 0], sources)])
-        parts.append(Part(sources, Blocks(stream, block_size, padding_id=padding_id, room=room)))
+        streamed = [source for source in sources if opened[source].stream]
+        if streamed and training:
+            encoder = Encoder(tokenizer, end_id)
+            cut = {"padding_id": padding_id, "room": room, "seed": recipe.seed}
+            part = StreamedPart(streamed[0], opened[streamed[0]], encoder, block_size, **cut)
+            parts.append(part)
+            shown[streamed[0]] = part.first.store
+        else:
+            stream = Stream(stores, train[np.isin(train[:, 0], sources)])
+            blocks = Blocks(stream, block_size, padding_id=padding_id, room=room)
+            parts.append(StoredPart(len(parts), sources, blocks, recipe.seed))
         return len(parts) - 1
 
     mixes: list[Mix] = []
@@ -198,11 +251,11 @@ def open_batches(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", *, traini
                 weights=weights or (1,),
                 repeat=tuple(source.repeat for source in stage.sources)[: len(groups)],
                 block_size=stage.block_size,
-                words_per_token=tuple(_words_per_token([stores[number] for number in group]) for group in groups),
+                words_per_token=tuple(_words_per_token([shown[number] for number in group]) for group in groups),
                 until=stage.until,
             )
         )
-    for store in stores:
+    for store in shown:
         smallest = min(mix.block_size for mix in mixes)
         cut = int((np.diff(store.offsets) > smallest).sum()) if store.prompt_lengths is not None else 0
         if cut:
@@ -211,13 +264,16 @@ def open_batches(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", *, traini
     names = _names(parts, keys)
     if training:
         _require_blocks(parts, names)
-    sizes = [max(1, len(part.blocks)) for part in parts]
+    sizes = [ENDLESS if isinstance(part, StreamedPart) else max(1, len(part.blocks)) for part in parts]
     order = lay_out(mixes, sizes, batch_size=recipe.train.batch_size, duration=recipe.train.duration)
     if training:
         require_enough(order)
     # Of the documents' texts and lengths, not of the files, which may be moved and copied.
     digest = hashlib.sha256()
-    for store in [*stores, *(validation.stream.stores if validation.stream.stores is not stores else ())]:
+    for source in opened:
+        if source.stream:
+            digest.update(json.dumps(source.fingerprint, sort_keys=True).encode())
+    for store in [*shown, *(validation.stream.stores if validation.stream.stores is not stores else ())]:
         for array in (store.keys, store.offsets, store.prompt_lengths):
             digest.update(b"" if array is None else np.ascontiguousarray(array).data)
     return Batches(
@@ -225,11 +281,12 @@ def open_batches(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", *, traini
         order,
         validation if validation.tokens else None,
         seed=recipe.seed,
-        tokens=int((train[:, 2] - train[:, 1]).sum()),
+        tokens=None if any(source.stream for source in opened) else int((train[:, 2] - train[:, 1]).sum()),
+        stores=shown,
         fingerprint=digest.hexdigest(),
         sources=[
-            {key: store.manifest[key] for key in ("documents", "tokens", "words", "text_bytes", "left_out")}
-            for store in stores
+            dict.fromkeys(COUNTS) if source.stream else {key: store.manifest[key] for key in COUNTS}
+            for source, store in zip(opened, stores, strict=True)
         ],
         source_keys=keys,
         mixing=[*described(order, mixes, names), *_filled(parts, names)],
@@ -239,7 +296,7 @@ def open_batches(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", *, traini
 def _words_per_token(stores: Sequence[TokenStore]) -> Fraction:
     """Words (between spaces) that go with a token on average."""
     words, tokens = (sum(store.manifest[key] for store in stores) for key in ("words", "tokens"))
-    return Fraction(words, tokens)
+    return Fraction(words, max(1, tokens))
 
 
 def _names(parts: Sequence[Part], keys: Sequence[str]) -> list[str]:
@@ -275,10 +332,7 @@ def _filled(parts: Sequence[Part], names: Sequence[str]) -> list[str]:
     ]
 
 
-def _stores(
-    recipe: Recipe, named: Sequence[tuple[str, Source]], tokenizer: "PreTrainedTokenizerBase"
-) -> list[TokenStore]:
-    """The tokens of sources, each with the key that names it."""
-    end_id = end_of_document(tokenizer, recipe.objective)
-    opened = open_sources(named, on_bad_rows=recipe.data.on_bad_rows)
-    return [prepare(source, tokenizer, end_id=end_id) for source in opened]
+def _nothing() -> TokenStore:
+    """What stands for the tokens of a streamed source, which are not known beforehand."""
+    none = np.zeros(0, dtype=np.uint64)
+    return TokenStore(none.astype(np.uint16), np.zeros(1, dtype=np.int64), none, None, 0, "", dict.fromkeys(COUNTS, 0))

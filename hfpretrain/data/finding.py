@@ -35,7 +35,7 @@ def find_files(
             found.setdefault(os.path.realpath(path), path)
         if len(found) < len(matches):
             log.warning("%s: files named more than once, which are read once: %d", key, len(matches) - len(found))
-        return {path: _readable(path) for path in found.values()}
+        return {path: size_and_time(path) for path in found.values()}
     except OSError as error:
         raise DataError(f"{key}: {error.filename} cannot be read: {error.strerror}") from error
 
@@ -50,7 +50,7 @@ def require_unchanged(path: Path, before: tuple[int, int]) -> None:
         raise DataError(f"{path}: the file changed while it was read", hint="start again when it is complete")
 
 
-def _readable(path: Path) -> tuple[int, int]:
+def size_and_time(path: Path) -> tuple[int, int]:
     """Size and time of a file. Raises DataError if it is no plain file, or may not be read."""
     try:
         status = path.stat()

@@ -361,9 +361,9 @@ def _parquet_rows(path: Path, columns: Row, report: Report) -> Iterator[Row]:
             raise DataError(f"{path}: the parquet file is truncated or damaged: {message}", hint=FILE_HINT) from error
 
 
-def arrow_rows(batches: Iterable[Any], columns: Row, where: str, report: Report) -> Iterator[Row]:
-    """The rows of Arrow batches or tables that hold the columns `columns`."""
-    number = 0
+def arrow_rows(batches: Iterable[Any], columns: Row, where: str, report: Report, *, before: int = 0) -> Iterator[Row]:
+    """The rows of Arrow batches or tables that hold the columns `columns`, which come after so many others."""
+    number = before
     for batch in batches:
         for values in zip(*(_arrow_values(batch.column(column)) for column in columns), strict=True):
             number += 1

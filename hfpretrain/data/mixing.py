@@ -19,6 +19,8 @@ import numpy as np
 from hfpretrain.amounts import Amount
 from hfpretrain.errors import DataError, RecipeError
 
+ENDLESS = 2**62
+"""The number of blocks of a part that nobody knows the end of."""
 _NEVER = 2**70
 
 

@@ -176,7 +176,7 @@ class Building:
                 documents = (document for _, document in group)
                 if (shard is None or shard.has(last)) and not self.part(last).exists():
                     pieces = (piece for document in documents for piece in encoder.pieces(document))
-                    yield from ((last, batch) for batch in _batches(pieces))
+                    yield from ((last, batch) for batch in batched(pieces))
                 else:
                     for document in documents:
                         progress.add(len(document.text.encode()), prepared=False)
@@ -188,7 +188,7 @@ class Building:
             each = ahead if encoder.seen is None else in_turn
             encoded = each(lambda item: encoder.encodings(item[1]), batches())
             for number, items in itertools.groupby(encoded, key=lambda each: each[0][0]):
-                part = _gathered(encoder, ((batch, encodings) for (_, batch), encodings in items), progress)
+                part = gathered(encoder, ((batch, encodings) for (_, batch), encodings in items), progress.add)
                 part.write(self.part(number))
                 made += 1
         if end is None:
@@ -268,7 +268,7 @@ def _readable(source: OpenSource) -> Iterator[Document]:
         raise DataError(f"{source.key} cannot be read: {error.strerror or error}") from error
 
 
-def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+def batched(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
     """Pieces by the batch: enough to keep every core at work, few enough for memory."""
     batch: list[Piece] = []
     characters = 0
@@ -282,8 +282,10 @@ def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
         yield batch
 
 
-def _gathered(encoder: Encoder, batches: Iterable[tuple[list[Piece], Any]], progress: Progress) -> Part:
-    """The part that the encoded batches make together."""
+def gathered(
+    encoder: Encoder, batches: Iterable[tuple[list[Piece], Any]], done: Callable[[int], None] = lambda _: None
+) -> Part:
+    """The part that the encoded batches make together. `done` is called with the bytes of text of each."""
     tokens, lengths, keys, prompts = array(encoder.typecode), array("q"), array("Q"), array("I")
     text_bytes = words = start = 0
     for batch, encodings in batches:
@@ -300,7 +302,7 @@ def _gathered(encoder: Encoder, batches: Iterable[tuple[list[Piece], Any]], prog
             if piece.last:
                 lengths.append(len(tokens) - start)
                 start = len(tokens)
-        progress.add(text_bytes - before)
+        done(text_bytes - before)
     return Part(
         tokens=np.frombuffer(tokens, dtype=f"u{tokens.itemsize}"),
         lengths=np.frombuffer(lengths, dtype=np.int64),

@@ -5,18 +5,22 @@ with one row is an error or a counted skip (`on_bad_rows`).
 """
 
 import dataclasses
+import glob
 import hashlib
 import json
 import logging
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow as pa
+
+from hfpretrain import hub
 from hfpretrain.data.filters import Digests, Filters, in_words
-from hfpretrain.data.finding import find_files, require_unchanged
+from hfpretrain.data.finding import find_files, require_unchanged, size_and_time
 from hfpretrain.data.formats import (
     KNOWN,
     ROW_HINT,
@@ -30,10 +34,15 @@ from hfpretrain.data.formats import (
     kind_of,
     read_file,
 )
+from hfpretrain.data.row_stream import RowStream
 from hfpretrain.errors import DataError, HFPretrainError
 from hfpretrain.recipe import Source, size_in_bytes
 
 log = logging.getLogger(__name__)
+
+BUILDERS = {".txt": "text", ".md": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+"""Which of `datasets`' readers streams files of a kind."""
+SAMPLE_BY = {"file": "document", "paragraph": "paragraph", "line": "line"}
 
 BAD_ROWS_SHOWN = 5
 # With on_bad_rows: skip, more bad rows than this and more than this share of all rows mean a wrong column or format.
@@ -64,6 +73,10 @@ class OpenSource:
     """What it reads, in words: a file's name, or how many files there are."""
     size: int = 0
     """Bytes of its files, or of its text; about, and 0 if that is not known."""
+    stream: RowStream | None = None
+    """What it is read by while training goes on, if it is streamed."""
+    columns: Row = ()
+    """Of a streamed source: those that hold the text, or prompt and completion."""
     skipped: int = field(default=0, init=False)
     """Rows of the last `documents()` that could not be read."""
     blank: int = field(default=0, init=False)
@@ -105,10 +118,16 @@ class OpenSource:
     def _read(self, seen: Digests | None) -> Iterator[Document]:
         self.skipped = self.blank = self._rows = 0
         self.left_out.clear()
-        return self.filters.kept(self._unfiltered(), self.left_out, seen if self.filters.deduplicate else None)
+        rows = self.read(self._bad_row)
+        return self.filters.kept(self._unfiltered(rows), self.left_out, seen if self.filters.deduplicate else None)
 
-    def _unfiltered(self) -> Iterator[Document]:
-        for row in self.read(self._bad_row):
+    def documents_in(self, table: Any, before: int) -> list[Document]:
+        """The documents of a table of a streamed source, `before` rows into it. Raises DataError for a bad row."""
+        rows = arrow_rows([table], self.columns, self.name, self._bad_row, before=before)
+        return list(self.filters.kept(self._unfiltered(rows), self.left_out, None))
+
+    def _unfiltered(self, rows: Iterable[Row]) -> Iterator[Document]:
+        for row in rows:
             self._rows += 1
             if row[-1] and not row[-1].isspace():
                 yield _document(row)
@@ -147,12 +166,12 @@ def open_source(
     source: Source, *, on_bad_rows: Literal["error", "skip"] = "error", key: str = "data.sources.0"
 ) -> OpenSource:
     """Finds what `source` names; `key` is how messages call it. Raises DataError where there is nothing to read."""
-    if source.streaming:
-        raise DataError(f"{key}.streaming: streaming is not available yet", hint="remove it: the data set is cached")
     filters = Filters.of(source, key)
     fingerprint: dict[str, Any] = {"columns": _columns(source), "on_bad_rows": on_bad_rows}
     if source.builtin:
         opened = _open_builtin(source, key)
+    elif source.streaming:
+        opened = _open_streamed(source, on_bad_rows, key, fingerprint)
     elif source.hub:
         opened = _open_hub(source, on_bad_rows, key, fingerprint)
     else:
@@ -219,25 +238,14 @@ def _open_hub(
 ) -> OpenSource:
     import datasets  # takes most of a second, and only this kind of source needs it
 
-    from hfpretrain import hub
-
     name = str(source.hub)
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     try:
         location = hub.locate(name, kind="dataset")
         dataset = datasets.load_dataset(location, source.subset, split=source.split)
-    except HFPretrainError:
-        raise
-    except ValueError as error:  # an unknown subset or split; the message lists those there are
-        sentence = " ".join(str(error).split()).rstrip(".")
-        raise DataError(f"{key}: {name}: {sentence}", hint=f"set {key}.subset or {key}.split") from error
     except Exception as error:
-        cause = error.__cause__
-        if isinstance(cause, ValueError):  # what a reader says about a damaged file
-            sentence = " ".join(str(cause).split()).rstrip(".")
-            raise DataError(f"{key}: {name} cannot be read: {sentence}") from error
-        raise hub.explain(error, name, kind="dataset") from error
+        raise _not_loaded(error, key, name) from error
     columns = fingerprint["columns"]
     check_columns(columns, dataset.column_names, f"{key}: {name}", fail)
     table = dataset.select_columns(list(columns)).with_format("arrow")
@@ -252,12 +260,102 @@ def _open_hub(
     )
 
 
+def _not_loaded(error: Exception, key: str, name: str) -> HFPretrainError:
+    """What an error of `datasets` means, in a sentence."""
+    if isinstance(error, HFPretrainError):
+        return error
+    cause = error.__cause__
+    if isinstance(error, ValueError) and not isinstance(error, pa.ArrowException):
+        # An unknown subset or split; the message lists those there are.
+        return DataError(f"{key}: {name}: {_one_line(error)}", hint=f"set {key}.subset or {key}.split")
+    for found in (error, cause):
+        if isinstance(found, ValueError):  # what a reader says about a damaged file
+            return DataError(f"{key}: {name} cannot be read: {_one_line(found)}")
+    return hub.explain(error, name, kind="dataset")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".")
+
+
+# -------------------------------------------------------------------------------------------------------- streaming
+
+
+def _open_streamed(
+    source: Source, on_bad_rows: Literal["error", "skip"], key: str, fingerprint: dict[str, Any]
+) -> OpenSource:
+    """A source that `datasets` streams: a data set of the Hub at its present commit, a local one, or files."""
+    import datasets
+
+    wanted: dict[str, Any] = {"streaming": True, "split": source.split}
+    if source.hub:
+        name = source.hub
+        location = hub.locate(name, kind="dataset")
+        wanted |= {"path": location, "name": source.subset}
+        identity: dict[str, Any] = {"kind": "hub stream", "hub": name, "subset": source.subset, "split": source.split}
+        if Path(location).is_dir():
+            below = sorted(path for path in Path(location).rglob("*") if path.is_file())
+            identity["files"] = [[str(path.relative_to(location)), *size_and_time(path)] for path in below]
+        else:
+            identity["revision"] = wanted["revision"] = hub.dataset_commit(location)
+        size = 0
+    else:
+        found = _found_files(source, key)
+        kinds = {kind_of(path) for path in found}
+        if len({BUILDERS[str(kind)] for kind in kinds}) > 1:
+            told = " and ".join(sorted(map(str, kinds)))
+            raise DataError(
+                f"{key}: files of different kinds, {told}, cannot be streamed as one", hint="make each kind a source"
+            )
+        name = _name_of(found)
+        builder = BUILDERS[str(next(iter(kinds)))]
+        wanted |= {"path": builder, "data_files": [glob.escape(str(path.absolute())) for path in found]}
+        wanted["split"] = "train"
+        if builder == "text":
+            wanted["sample_by"] = SAMPLE_BY[source.documents]
+        identity = {"kind": "file stream", "documents": source.documents}
+        identity["files"] = [[str(path.absolute()), *status] for path, status in found.items()]
+        size = sum(size for size, _ in found.values())
+    columns: Row = fingerprint["columns"]
+
+    def load() -> Any:
+        dataset = datasets.load_dataset(**wanted)
+        if dataset.column_names is not None:
+            check_columns(columns, dataset.column_names, f"{key}: {name}", fail)
+        return dataset.select_columns(list(columns)).with_format("arrow")
+
+    stream = RowStream(key, name, load, lambda error: _not_loaded(error, key, name))
+
+    def read(report: Report) -> Iterator[Row]:
+        return arrow_rows((table for table, _ in stream.tables()), columns, name, report)
+
+    return OpenSource(
+        key, fingerprint | identity, read, on_bad_rows, name=name, size=size, stream=stream, columns=columns
+    )
+
+
 # ------------------------------------------------------------------------------------------------------------ files
 
 
 def _open_files(
     source: Source, on_bad_rows: Literal["error", "skip"], key: str, fingerprint: dict[str, Any]
 ) -> OpenSource:
+    found = _found_files(source, key)
+    columns = fingerprint["columns"]
+    fingerprint |= {"kind": "files", "documents": source.documents}
+    fingerprint["files"] = [[str(path.absolute()), *status] for path, status in found.items()]
+
+    def read(report: Report) -> Iterator[Row]:
+        for path, status in found.items():
+            yield from read_file(path, columns, source.documents, report)
+            require_unchanged(path, status)
+
+    size = sum(size for size, _ in found.values())
+    return OpenSource(key, fingerprint, read, on_bad_rows, name=_name_of(found), size=size)
+
+
+def _found_files(source: Source, key: str) -> dict[Path, tuple[int, int]]:
+    """The files that the source means, with size and time. Raises DataError where they do not go with its keys."""
     names = (source.files,) if isinstance(source.files, str) else source.files or ()
     if not names:
         raise DataError(f"{key}: there is nothing to read", hint="give one of builtin, files and hub")
@@ -269,14 +367,8 @@ def _open_files(
         )
     if source.prompt_column and kinds & set(TEXT):
         raise DataError(f"{key}.prompt_column: text files have no columns", hint=f"use {', '.join(TABLES)} files")
-    columns = fingerprint["columns"]
-    fingerprint |= {"kind": "files", "documents": source.documents}
-    fingerprint["files"] = [[str(path.absolute()), *size_and_time] for path, size_and_time in found.items()]
+    return found
 
-    def read(report: Report) -> Iterator[Row]:
-        for path, size_and_time in found.items():
-            yield from read_file(path, columns, source.documents, report)
-            require_unchanged(path, size_and_time)
 
-    name = str(next(iter(found))) if len(found) == 1 else f"{len(found)} files"
-    return OpenSource(key, fingerprint, read, on_bad_rows, name=name, size=sum(size for size, _ in found.values()))
+def _name_of(found: dict[Path, tuple[int, int]]) -> str:
+    return str(next(iter(found))) if len(found) == 1 else f"{len(found)} files"

@@ -38,6 +38,8 @@ class Progress:
     judged: Judged = field(default_factory=Judged)
     data: str | None = None
     """The fingerprint of the data."""
+    marks: dict[str, Any] = field(default_factory=dict)
+    """From where streamed sources are read on."""
     micro_batch_size: int | None = None
     surroundings: dict[str, str] = field(default_factory=dict)
     """What the last bits depend on beside recipe and data."""
@@ -94,6 +96,7 @@ def begin(session: Session, *, changes: list[str], allow_changes: bool) -> tuple
         compare_surroundings(progress.surroundings, now)
     progress.surroundings = now
     session.facts["changes"] = progress.changes
+    session.batches.remember(progress.marks)
     session.judged = progress.judged
     session.guard.remember(progress.judged.recent)
     own = recipe.train.batch_size // int(accelerator.num_processes)
@@ -144,8 +147,8 @@ def announce(session: Session, step: int) -> None:
         facts["precision"],
     )
     log.info(
-        "data: %s training tokens, %s held out; blocks of %d, packing %s",
-        count(facts["training_tokens"]),
+        "data: %s, %s held out; blocks of %d, packing %s",
+        "streamed" if facts["training_tokens"] is None else f"{count(facts['training_tokens'])} training tokens",
         count(facts["validation_tokens"]),
         recipe.data.block_size,
         facts["packing"],
@@ -159,10 +162,10 @@ def announce(session: Session, step: int) -> None:
     largest = session.batches.batch_size * longest_block(recipe.data)[1]
     left = (plan.tokens(plan.steps) - plan.tokens(step)) / largest * seconds_per_step(session)
     log.info(
-        "plan: %d steps of %s tokens (%.2f epochs), about %s without evaluations",
+        "plan: %d steps of %s tokens%s, about %s without evaluations",
         plan.steps,
         count(plan.tokens(1)),
-        plan.epochs(plan.steps),
+        "" if facts["training_tokens"] is None else f" ({plan.epochs(plan.steps):.2f} epochs)",
         span(max(0.0, left)),
     )
 

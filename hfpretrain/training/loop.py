@@ -4,8 +4,8 @@ import logging
 import signal
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from accelerate import Accelerator
 
 from hfpretrain.data.mixing import exact
 from hfpretrain.data.order import derived
+from hfpretrain.data.row_stream import Interrupted
 from hfpretrain.errors import RunError, Stopped
 from hfpretrain.evaluation import evaluate
 from hfpretrain.modeling.objective import IGNORED, MicroBatch
@@ -33,6 +34,8 @@ from hfpretrain.training.signals import StopNow, StopRequest, stop_on_signals
 
 log = logging.getLogger(__name__)
 
+HEEDS_SIGNALS_EVERY = 0.5
+"""Seconds, while data is waited for."""
 WAITS_FOR_DATA = 0.1
 """The share of the time from which on waiting for data is said."""
 
@@ -112,7 +115,7 @@ def run_loop(session: Session, at: Progress, checkpoint: Path | None, request: S
                 evaluate_now(session, metrics, display, at, request, everything=done >= 1)
                 if stopped_by := int(agreed(accelerator, request.asked(at.step))):
                     raise stopped(at.step, stopped_by)
-            for micro_batches, targets in upcoming(session, at.step):
+            for micro_batches, targets in upcoming(session, at.step, request):
                 if done >= 1:
                     break
                 rate = recipe.optimizer.lr * learning_rate_factor(recipe.schedule, plan, at.step, at.seconds)
@@ -135,6 +138,11 @@ def run_loop(session: Session, at: Progress, checkpoint: Path | None, request: S
                     save_now(session, metrics, publisher, at)
                 if stopped_by:
                     raise stopped(at.step, stopped_by)
+            else:  # there is no data just now
+                assert request.signal is not None
+                if at.step and not (session.run.checkpoints / f"step-{at.step:08d}").exists():
+                    save_now(session, metrics, publisher, at)
+                raise stopped(at.step, request.signal)
         session.facts |= {"nonfinite_steps": session.judged.nonfinite, "loss_spikes": session.judged.spikes}
         finish(session, metrics, at.step, at.seconds, at.evaluated)
     except BaseException:
@@ -149,6 +157,7 @@ def save_now(session: Session, metrics: Metrics, publisher: Publisher | None, at
     at.window, at.steady = gathered(session, metrics), metrics.steady
     at.judged.recent = session.guard.recent_losses()
     at.data, at.micro_batch_size = session.batches.fingerprint, session.micro_batch_size
+    at.marks = session.batches.marks(at.step)
     at.unsafe_lines = metrics.save()  # before the checkpoint: after a power loss no line up to it is missing
     saved = save_checkpoint(
         session.run.checkpoints,
@@ -221,10 +230,11 @@ def train_step(session: Session, step: int, micro_batches: list[MicroBatch], tar
     return torch.cat([torch.stack([total, norm]), verdict[:2]])
 
 
-def upcoming(session: Session, step: int) -> Iterator[tuple[list[MicroBatch], int]]:
+def upcoming(session: Session, step: int, request: StopRequest | None = None) -> Iterator[tuple[list[MicroBatch], int]]:
     """From `step` on: this process's micro-batches of each step, and the targets of all processes.
 
-    A thread prepares the next step while the current one trains.
+    A thread prepares the next step while the current one trains. It ends where a signal comes and a streamed source
+    cannot be read just now: if there are other processes, by an error, as they may have gone on.
     """
     accelerator = session.accelerator
     own = session.batches.batch_size // accelerator.num_processes
@@ -238,11 +248,20 @@ def upcoming(session: Session, step: int) -> Iterator[tuple[list[MicroBatch], in
             micro_batches = [{name: each.pin_memory() for name, each in batch.items()} for batch in micro_batches]
         return micro_batches, sum(int((batch["labels"] != IGNORED).sum()) for batch in micro_batches)
 
-    with ThreadPoolExecutor(max_workers=1) as worker:
+    with ThreadPoolExecutor(max_workers=1) as worker, ExitStack() as stack:
+        stack.callback(session.batches.interrupt)
         following = worker.submit(load, step)
         while True:
             with session.phases("data", on_device=False):
-                micro_batches, targets = following.result()
+                while not wait([following], HEEDS_SIGNALS_EVERY).done:
+                    if request is not None and request.signal is not None:
+                        session.batches.interrupt()
+                try:
+                    micro_batches, targets = following.result()
+                except Interrupted:
+                    if accelerator.num_processes > 1:
+                        raise RunError("the data cannot be read just now, and a signal came") from None
+                    return
             step += 1
             following = worker.submit(load, step)
             if accelerator.num_processes > 1:
