@@ -245,8 +245,9 @@ def shareable(report: dict[str, Any], recipe: recipes.Recipe) -> dict[str, Any]:
     for source in sources:
         if source.get("files"):
             source["files"] = "PATH"
-        if source.get("drop_list"):
-            source["drop_list"] = "PATH"
+        for key in ("tokens", "drop_list"):
+            if source.get(key):
+                source[key] = "PATH"
         if source.get("hub") and source["hub"] not in datasets:
             source["hub"] = "PATH"
     for key, known in (("model", "base_model"), ("tokenizer", "base_tokenizer")):

@@ -4,7 +4,8 @@ from typing import Any
 
 from hfpretrain.data.parts import Shard
 from hfpretrain.data.sources import open_sources
-from hfpretrain.data.tokens import end_of_document, prepare, prepare_shard
+from hfpretrain.data.stores import store_of
+from hfpretrain.data.tokens import end_of_document, prepare_shard
 from hfpretrain.errors import UserError
 from hfpretrain.modeling.tokenizer import build_tokenizer
 from hfpretrain.recipe import Recipe
@@ -32,8 +33,8 @@ def prepare_data(recipe: Recipe, shard: str | None = None) -> list[dict[str, Any
             continue
         store = (
             prepare_shard(source, tokenizer, share, end_id=end_id)
-            if share
-            else prepare(source, tokenizer, end_id=end_id)
+            if share and source.token_files is None
+            else store_of(source, tokenizer, end_id=end_id)
         )
         counts = ("documents", "tokens", "text_bytes", "skipped", "blank", "left_out")
         line = {name: store.manifest[name] if store else None for name in counts}

@@ -158,6 +158,10 @@ def _contradictions(recipe: Recipe, draft: Draft) -> Iterator[tuple[Keys, str]]:
     if not draft.doubtful(("train", "duration")):
         yield from stage_contradictions(data, train)
     yield from streaming_contradictions(recipe, _sources(recipe))
+    if not (recipe.tokenizer.from_ or recipe.model.from_):
+        for keys, source in _sources(recipe):
+            if source.tokens:
+                yield (*keys, "tokens"), "needs the tokenizer that made them; set tokenizer.from"
     if train.duration.unit == "percent":
         yield ("train", "duration"), f"expects steps, tokens, epochs or minutes, not {train.duration}"
     for keys, amount in {
@@ -226,9 +230,10 @@ def _all_stages_have_sources(data: Data) -> bool:
 def _source_contradictions(source: Source) -> Iterator[tuple[Keys, str]]:
     kinds = [kind for kind in _KEYS_OF_KIND if getattr(source, kind) is not None]
     if len(kinds) != 1:
-        yield (), f"expects exactly one of builtin, files and hub, not {' and '.join(kinds) or 'none of them'}"
-    if source.files == ():
-        yield ("files",), "is an empty list"
+        yield (), f"expects exactly one of builtin, files, hub and tokens, not {' and '.join(kinds) or 'none of them'}"
+    for key in ("files", "tokens"):
+        if getattr(source, key) == ():
+            yield (key,), "is an empty list"
     if (source.prompt_column is None) != (source.completion_column is None):
         given, other = ("prompt", "completion") if source.prompt_column else ("completion", "prompt")
         yield (f"{given}_column",), f"goes together with {other}_column, which is missing"
@@ -252,6 +257,7 @@ _FILTERS = ("min_chars", "max_chars", "deduplicate", "drop_list")
 _KEYS_OF_KIND = {
     "builtin": ("size", *_FILTERS),
     "files": ("documents", "streaming", *_COLUMNS, *_FILTERS),
+    "tokens": ("dtype",),
     "hub": ("subset", "split", "streaming", *_COLUMNS, *_FILTERS),
 }
 """The keys of a source that go with each kind of it; weight and repeat go with all."""

@@ -47,7 +47,7 @@ class Tokenizer:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One place that documents come from: exactly one of builtin, files and hub."""
+    """One place that documents come from: exactly one of builtin, files, hub and tokens."""
 
     builtin: Literal["everyday"] | None = None
     """A corpus that ships with hfpretrain: everyday English from a grammar with known probabilities."""
@@ -58,6 +58,11 @@ class Source:
     paths are taken from the working directory."""
     hub: str | None = None
     """A data set on the Hub: org/dataset, or the folder of one."""
+    tokens: str | tuple[str, ...] | None = None
+    """Files of token ids that another tool made: .bin, .npy, or datatrove's .ds; a path, a folder, a glob or a list.
+    tokenizer.from names the tokenizer they were made with."""
+    dtype: Literal["uint16", "int32", "uint32", "int64"] | None = None
+    """What the ids of .bin files are; the default is uint16."""
     subset: str | None = None
     """The Hub data set's configuration name."""
     split: str = "train"

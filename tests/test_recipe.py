@@ -306,6 +306,7 @@ def test_keys_without_meaning_are_not_written() -> None:
         "prompt_column": "p",
         "completion_column": "c",
         "documents": "file",
+        "streaming": False,
         "weight": None,
         "min_chars": None,
         "max_chars": None,

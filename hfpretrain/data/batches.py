@@ -15,8 +15,9 @@ from hfpretrain.data.encoding import Encoder
 from hfpretrain.data.mixing import ENDLESS, Mix, Order, described, lay_out, require_enough
 from hfpretrain.data.order import derived, permuted
 from hfpretrain.data.sources import open_sources
+from hfpretrain.data.stores import store_of
 from hfpretrain.data.streaming import StreamedPart
-from hfpretrain.data.tokens import TokenStore, end_of_document, prepare
+from hfpretrain.data.tokens import TokenStore, end_of_document
 from hfpretrain.errors import DataError
 from hfpretrain.recipe import Amount, Recipe
 from hfpretrain.recipe_stages import source_numbers, stages_of, training_sources, validation_sources, whole_weights
@@ -200,14 +201,14 @@ def open_batches(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", *, traini
     named, bad_rows = training_sources(data), data.on_bad_rows
     end_id, padding_id = end_of_document(tokenizer, recipe.objective), tokenizer.pad_token_id or 0
     opened = open_sources(named, on_bad_rows=bad_rows)
-    stores = [_nothing() if source.stream else prepare(source, tokenizer, end_id=end_id) for source in opened]
+    stores = [_nothing() if source.stream else store_of(source, tokenizer, end_id=end_id) for source in opened]
 
     share = data.validation.value / 100 if isinstance(data.validation, Amount) else 0.0
     train, held_out = split(stores, share, derived(recipe.seed, "split") if share else 0, whole=not share)
     validation = Blocks(Stream(stores, held_out), data.block_size, padding_id=padding_id)
     if not isinstance(data.validation, Amount):
         own = validation_sources(data)
-        others = [prepare(source, tokenizer, end_id=end_id) for source in open_sources(own, on_bad_rows=bad_rows)]
+        others = [store_of(source, tokenizer, end_id=end_id) for source in open_sources(own, on_bad_rows=bad_rows)]
         others = others or stores
         stream = Stream(others, split(others, 0.0, 0, whole=True)[0])
         validation = Blocks(stream, data.block_size, padding_id=padding_id)

@@ -35,6 +35,7 @@ from hfpretrain.data.formats import (
     read_file,
 )
 from hfpretrain.data.row_stream import RowStream
+from hfpretrain.data.token_files import TokenFile, open_token_files
 from hfpretrain.errors import DataError, HFPretrainError
 from hfpretrain.recipe import Source, size_in_bytes
 
@@ -75,6 +76,8 @@ class OpenSource:
     """Bytes of its files, or of its text; about, and 0 if that is not known."""
     stream: RowStream | None = None
     """What it is read by while training goes on, if it is streamed."""
+    token_files: Sequence[TokenFile] | None = None
+    """What it is made of, if it is tokens already."""
     columns: Row = ()
     """Of a streamed source: those that hold the text, or prompt and completion."""
     skipped: int = field(default=0, init=False)
@@ -170,6 +173,8 @@ def open_source(
     fingerprint: dict[str, Any] = {"columns": _columns(source), "on_bad_rows": on_bad_rows}
     if source.builtin:
         opened = _open_builtin(source, key)
+    elif source.tokens:
+        opened = _open_tokens(source, key)
     elif source.streaming:
         opened = _open_streamed(source, on_bad_rows, key, fingerprint)
     elif source.hub:
@@ -352,6 +357,20 @@ def _open_files(
 
     size = sum(size for size, _ in found.values())
     return OpenSource(key, fingerprint, read, on_bad_rows, name=_name_of(found), size=size)
+
+
+def _open_tokens(source: Source, key: str) -> OpenSource:
+    files = open_token_files(source, key)
+    fingerprint = {
+        "kind": "tokens",
+        "files": [[str(file.path.absolute()), *file.status, str(file.tokens.dtype)] for file in files],
+    }
+
+    def read(_report: Report) -> Iterator[Row]:
+        raise DataError(f"{key}: tokens are no text to train a tokenizer on", hint="set tokenizer.from or model.from")
+
+    name = str(files[0].path) if len(files) == 1 else f"{len(files)} files"
+    return OpenSource(key, fingerprint, read, name=name, token_files=files)
 
 
 def _found_files(source: Source, key: str) -> dict[Path, tuple[int, int]]:

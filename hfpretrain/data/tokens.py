@@ -26,12 +26,23 @@ from hfpretrain.data.filters import in_words
 from hfpretrain.data.parts import Building, DamagedPart, Shard
 from hfpretrain.data.sources import OpenSource
 from hfpretrain.errors import DataError, StorageError
-from hfpretrain.files import bytes_below, cache_folder, flush, flush_all, free_bytes, lack_of_room, size_in_words
+from hfpretrain.files import (
+    bytes_below,
+    cache_folder,
+    digest,
+    flush,
+    flush_all,
+    free_bytes,
+    lack_of_room,
+    size_in_words,
+)
 
 log = logging.getLogger(__name__)
 
-FORMAT = 3
+FORMAT = 4
 """Of the store's files and of how text becomes tokens; a store of another one is not used."""
+CHECKED_BYTES = 2_000_000_000
+"""Files of a store up to this size are compared with their SHA-256 whenever they are opened: a second or two."""
 TEXT_BYTES_PER_BYTE = 2
 """A token spells about four bytes of text, and two of them hold it."""
 
@@ -83,7 +94,7 @@ class Place:
 
     def found(self) -> TokenStore | None:
         """The store, if it is there; which is said."""
-        store = _load(self.folder)
+        store = load_store(self.folder)
         if store is not None:
             log.info(
                 "%s: using %s tokens of %s documents prepared before%s",
@@ -229,9 +240,15 @@ def _join(building: Building, place: Place) -> dict[str, Any]:
         "blank": end["blank"],
         "left_out": end["left_out"],
     }
+    write_store_manifest(folder, manifest)
+    return manifest
+
+
+def write_store_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Completes the files of a store with their SHA-256 and what they hold, flushed to the disk."""
+    manifest["sha256"] = {path.name: digest(path) for path in sorted(folder.iterdir())}
     (folder / "manifest.json").write_bytes(json.dumps(manifest, indent=1).encode())
     flush_all(folder)
-    return manifest
 
 
 def _commit(building: Path, folder: Path) -> TokenStore:
@@ -243,7 +260,7 @@ def _commit(building: Path, folder: Path) -> TokenStore:
         except OSError:
             if not folder.is_dir():
                 raise
-        store = _load(folder, quiet=True)
+        store = load_store(folder, quiet=True)
         if store is not None:
             return store
         aside = building.with_name(f"{building.name}-damaged")
@@ -252,17 +269,26 @@ def _commit(building: Path, folder: Path) -> TokenStore:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _load(folder: Path, *, quiet: bool = False) -> TokenStore | None:
-    """The store in `folder`; None if there is none, or (said, unless `quiet`) if it is damaged."""
+def load_store(folder: Path, *, tokens: Any = None, quiet: bool = False) -> TokenStore | None:
+    """The store in `folder`; None if there is none, or (said, unless `quiet`) if it is damaged.
+
+    Its files are read through and compared with their SHA-256, but for one larger than CHECKED_BYTES, of which only the
+    size is. `tokens` are those of an index whose tokens lie elsewhere.
+    """
     if not folder.is_dir():
         return None
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         documents, total = manifest["documents"], manifest["tokens"]
-        token_type = {2: np.uint16, 4: np.uint32}[manifest["bytes_per_token_id"]]
+        for name, known in manifest["sha256"].items():
+            if (folder / name).stat().st_size <= CHECKED_BYTES and digest(folder / name) != known:
+                raise ValueError(f"{name} is not what was written")
+        if tokens is None:
+            token_type = {2: np.uint16, 4: np.uint32}[manifest["bytes_per_token_id"]]
+            tokens = _mapped(folder / "tokens.bin", token_type, total)
         prompts = _mapped(folder / "prompt_lengths.bin", np.uint32, documents) if manifest["prompts"] else None
         store = TokenStore(
-            tokens=_mapped(folder / "tokens.bin", token_type, total),
+            tokens=tokens,
             offsets=_mapped(folder / "offsets.bin", np.int64, documents + 1),
             keys=_mapped(folder / "keys.bin", np.uint64, documents),
             prompt_lengths=prompts,
@@ -270,7 +296,8 @@ def _load(folder: Path, *, quiet: bool = False) -> TokenStore | None:
             fingerprint=manifest["fingerprint"],
             manifest=manifest,
         )
-        if manifest["format"] != FORMAT or store.fingerprint != folder.name or store.offsets[-1] != total:
+        whole = len(tokens) == total == store.offsets[-1]
+        if manifest["format"] != FORMAT or store.fingerprint != folder.name or not whole:
             raise ValueError("its parts do not belong together")
         return store
     except (OSError, ValueError, KeyError, TypeError) as error:

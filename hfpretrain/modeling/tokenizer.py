@@ -64,23 +64,19 @@ def build_tokenizer(recipe: recipe.Recipe) -> PreTrainedTokenizerBase:
 
     opened = sources.open_sources(training_sources(recipe.data), on_bad_rows=recipe.data.on_bad_rows)
     more_special = SPELLINGS[0] if recipe.objective == "clm" and recipe.fim.rate else ()
+    architecture = recipe.model.architecture
 
     def train() -> PreTrainedTokenizerFast:
         # In turns, so that every source has its share where the text is cut. Texts are kept once, as for the model.
         seen = filters.Digests()
         turns = zip_longest(*(each.documents(seen) for each in opened))
         texts = (document.text for turn in turns for document in turn if document is not None)
-        return train_tokenizer(
-            recipe.tokenizer,
-            recipe.objective,
-            texts,
-            architecture=recipe.model.architecture,
-            more_special=more_special,
-        )
+        settings = recipe.tokenizer, recipe.objective
+        return train_tokenizer(*settings, texts, architecture=architecture, more_special=more_special)
 
     identity = {
         "made by": [tokenizers.__version__, TRAINING, MAX_TRAINING_BYTES],
-        "settings": [asdict(recipe.tokenizer), recipe.objective, recipe.model.architecture, more_special],
+        "settings": [asdict(recipe.tokenizer), recipe.objective, architecture, more_special],
         "sources": [each.fingerprint for each in opened],
     }
     return kept_tokenizer(identity, train)
