@@ -1,5 +1,6 @@
 """Encoding: the tokens that the tokenizer gives, whatever the text holds; of a pair the completion is the target."""
 
+import itertools
 import json
 import random
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.tokenization_python import PreTrainedTokenizer
 
 from hfpretrain.data import encoding
-from hfpretrain.data.seen import SeenWords, cuts_at_spaces
+from hfpretrain.data.seen import SeenWords, _is_cut, cuts_at_spaces
 from hfpretrain.data.sources import Document, OpenSource, open_source
 from hfpretrain.data.tokens import end_of_document, prepare
 from hfpretrain.errors import DataError
@@ -181,12 +182,26 @@ def test_words_seen_before_change_no_token() -> None:
                 settings = TokenizerSettings(algorithm=algorithm, vocab_size=700, lowercase=lowercase)
                 encoder = encoding.Encoder(train_tokenizer(settings, objective, texts[:300]), None)
                 pieces = [encoding.Piece(text, Document(text), True) for text in texts]
-                found = [ids for batch in (pieces[:2000], pieces[2000:]) for ids in encoder.encodings(batch)]
+                batches = pieces[:2000], pieces[2000:]
+                found = [list(ids) for batch in batches for ids in encoder.encodings(batch)]
                 seen += encoder.seen is not None
                 encoder.seen = None
                 assert found == encoder.encodings(pieces), (algorithm, objective, lowercase)
     assert seen == 12
-    assert sum(SeenWords._words(text) is not None for text in texts) > 300
+    assert sum(map(_is_cut, texts)) > 300
+
+
+def test_words_with_equal_hashes_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a multiplier of 1 a hash is the sum of a word's bytes: all anagrams have the same."""
+    monkeypatch.setattr("hfpretrain.data.seen._MULTIPLIER", 1)
+    words = ["".join(word) for word in itertools.permutations("abcd")]
+    tokenizer = bert()
+    seen = SeenWords(tokenizer.backend_tokenizer)
+    for _ in range(3):
+        for text in (" ".join(words), " ".join(words[::-1]), "dcba abcd", "abcd"):
+            (ids,) = seen.encode([text])
+            assert ids is not None
+            assert ids.tolist() == tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def test_few_words_are_remembered_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,8 +210,10 @@ def test_few_words_are_remembered_at_once(monkeypatch: pytest.MonkeyPatch) -> No
     assert encoder.seen is not None
     for text in TEXTS[:3] * 2:
         piece = encoding.Piece(text, Document(text), True)
-        assert encoder.encodings([piece]) == [bert()(text, add_special_tokens=False)["input_ids"]]
-        assert len(encoder.seen.ids) <= max(5, len(set(SeenWords._words(text) or ())))
+        assert [list(ids) for ids in encoder.encodings([piece])] == [
+            bert()(text, add_special_tokens=False)["input_ids"]
+        ]
+        assert len(encoder.seen._spelled) <= 5 + len(text.split()) + 1
 
 
 @pytest.mark.parametrize("change", ["prefix", "regex", "normalizer", "added", "dropout"])

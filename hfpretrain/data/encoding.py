@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
@@ -45,20 +46,20 @@ class Encoder:
         self.seen: SeenWords | None = None
         self.tokenizer = tokenizer
         vocabulary = tokenizer.get_vocab()
+        largest = max([len(tokenizer) - 1, end_id or 0, *vocabulary.values()])
+        self.typecode: Literal["H", "I"] = "H" if largest < 2**16 else "I"
         self.identity = {"class": type(tokenizer).__name__, "special": sorted(tokenizer.all_special_ids)}
         if tokenizer.is_fast:
             specification = _plain_specification(tokenizer.backend_tokenizer.to_str())
             self.backend = Tokenizer.from_str(specification)
             self.backend.encode_special_tokens = True
-            self.seen = SeenWords(self.backend) if cuts_at_spaces(specification) else None
+            self.seen = SeenWords(self.backend, np.dtype(self.typecode)) if cuts_at_spaces(specification) else None
             self.before, self.after = _surroundings(self.backend)
             if end_id is not None and self.after[-1:] != [end_id]:
                 self.after.append(end_id)
         else:
             specification = json.dumps([sorted(vocabulary.items()), tokenizer.init_kwargs], default=str, sort_keys=True)
         self.identity["specification"] = hashlib.sha256(specification.encode()).hexdigest()
-        largest = max([len(tokenizer) - 1, end_id or 0, *vocabulary.values()])
-        self.typecode: Literal["H", "I"] = "H" if largest < 2**16 else "I"
 
     def encodings(self, pieces: list[Piece]) -> list[Any]:
         """The token ids of each piece or, where there are prompts, what the tokenizers library says of it."""
@@ -75,22 +76,20 @@ class Encoder:
         encoded = iter(self.backend.encode_batch_fast(others, add_special_tokens=False))
         return [next(encoded).ids if ids is None else ids for ids in found]
 
-    def ids(self, pieces: list[Piece], encodings: list[Any]) -> Iterator[tuple[Piece, list[int], int]]:
-        """Each piece with its token ids and how many of them are no targets."""
+    def ids(self, pieces: list[Piece], encodings: list[Any]) -> Iterator[tuple[Piece, Any, int]]:
+        """Each piece with its token ids, a list or an array, and how many of its document's are no targets.
+
+        `before` and `after` are not among them.
+        """
         if self.backend is None:
             yield from ((piece, ids, 0) for piece, ids in zip(pieces, encodings, strict=True))
             return
         for piece, encoding in zip(pieces, encodings, strict=True):
-            ids: list[int] = encoding if isinstance(encoding, list) else encoding.ids
+            ids = encoding.ids if hasattr(encoding, "offsets") else encoding
             length = 0
-            if piece.document:
-                if prompt := piece.document.prompt_characters:
-                    ends = (place for place, (_, end) in enumerate(encoding.offsets) if end > prompt)
-                    length = next(ends, len(ids)) + len(self.before)
-                if self.before:
-                    ids = self.before + ids
-            if piece.last:
-                ids += self.after
+            if piece.document and (prompt := piece.document.prompt_characters):
+                ends = (place for place, (_, end) in enumerate(encoding.offsets) if end > prompt)
+                length = next(ends, len(ids)) + len(self.before)
             yield piece, ids, length
 
     def _encode_slowly(self, piece: Piece) -> list[int]:

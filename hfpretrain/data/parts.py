@@ -288,6 +288,7 @@ def gathered(
     """The part that the encoded batches make together. `done` is called with the bytes of text of each."""
     tokens, lengths, keys, prompts = array(encoder.typecode), array("q"), array("Q"), array("I")
     text_bytes = words = start = 0
+    dtype = np.dtype(f"u{tokens.itemsize}")
     for batch, encodings in batches:
         before = text_bytes
         for piece, ids, prompt_length in encoder.ids(batch, encodings):
@@ -298,13 +299,18 @@ def gathered(
                 words += len(text.split()) if len(text) < LONG else sum(1 for _ in _WORD.finditer(text))
                 keys.append(int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little"))
                 prompts.append(prompt_length)
-            tokens.fromlist(ids)
+                tokens.extend(encoder.before)
+            if isinstance(ids, list):
+                tokens.fromlist(ids)
+            else:
+                tokens.frombytes(ids.tobytes())  # which are of the same type
             if piece.last:
+                tokens.extend(encoder.after)
                 lengths.append(len(tokens) - start)
                 start = len(tokens)
         done(text_bytes - before)
     return Part(
-        tokens=np.frombuffer(tokens, dtype=f"u{tokens.itemsize}"),
+        tokens=np.frombuffer(tokens, dtype=dtype),
         lengths=np.frombuffer(lengths, dtype=np.int64),
         keys=np.frombuffer(keys, dtype=np.uint64),
         prompt_lengths=np.frombuffer(prompts, dtype=np.uint32),

@@ -4,24 +4,32 @@ A text is cut before white space, where the tokenizer's own rules end a word, so
 one after another. For which tokenizers and texts that holds is decided by what they are made of, never by trying.
 """
 
-import itertools
 import json
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 from tokenizers import Tokenizer
 
-MOST_WORDS = 100_000
-"""As many are remembered, about 30 MB; then it begins anew."""
+MOST_WORDS = 200_000
+"""As many are remembered, some 20 MB; then it begins anew."""
 LONGEST_WORD = 32
 """Characters. Texts of longer words on average, such as Chinese, have few of them twice."""
 
 # GPT-2's words (Radford et al. 2019), as tokenizers' ByteLevel has them: a space begins the word after it.
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-# With the white space before each, and what there is at the end; other white space would go with some of these.
-_CUT = re.compile(r"[ \t\n\r]*[^ \t\n\r]+|[ \t\n\r]+")
+# A word goes with the white space before it; other white space than this would go with some of these, too.
+_SPACE = b" \t\n\r"
 _OTHER_SPACE = re.compile(r"[^\S \t\n\r]")
+_IS_SPACE = np.isin(np.arange(256), list(_SPACE))
+_MULTIPLIER = 0x9E3779B97F4A7C15  # odd, so that it has an inverse
+
+IntArray: TypeAlias = npt.NDArray[np.int64]
+HashArray: TypeAlias = npt.NDArray[np.uint64]
+ByteArray: TypeAlias = npt.NDArray[np.uint8]
+TokenArray: TypeAlias = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
 
 def cuts_at_spaces(specification: str) -> bool:
@@ -54,28 +62,118 @@ def _splits_at_spaces(splitter: dict[str, Any]) -> bool:
 
 
 class SeenWords:
-    """The token ids of the words of a tokenizer that cuts at spaces."""
+    """The token ids of the words of a tokenizer that cuts at spaces.
 
-    def __init__(self, backend: Tokenizer) -> None:
-        self.backend = backend
-        self.ids: dict[str, list[int]] = {}
-        """By the word, with the white space before it."""
+    The words of many texts are looked up at once: by a hash, computed for all of them together, and then compared byte
+    for byte, so that a hash which two words share costs time and changes nothing.
+    """
 
-    def encode(self, texts: Sequence[str]) -> list[list[int] | None]:
+    def __init__(self, backend: Tokenizer, dtype: npt.DTypeLike = np.uint32) -> None:
+        self.backend, self.dtype = backend, dtype
+        self._powers = self._inverses = np.ones(1, dtype=np.uint64)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._spelled = self._tokens = np.zeros((0, 2), dtype=np.int64)
+        """[words, 2] each: where a word begins in `_spelling`, and its tokens in `_ids`, and how many they are."""
+        self._spelling = np.zeros(0, dtype=np.uint8)
+        self._ids: TokenArray = np.zeros(0, dtype=self.dtype)
+        self._hashes = np.zeros(0, dtype=np.uint64)
+        """[at most words], sorted, with the number of the word that has it in `_with_hash`."""
+        self._with_hash = np.zeros(0, dtype=np.int64)
+
+    def encode(self, texts: Sequence[str]) -> list[TokenArray | None]:
         """The token ids of each text; None where it cannot be cut, or has few words for its length."""
-        cut = [self._words(text) for text in texts]
-        words: set[str] = set().union(*(each for each in cut if each))
-        if len(self.ids) + len(words) > MOST_WORDS:
-            self.ids.clear()
-        unseen = [word for word in words if word not in self.ids]
-        encodings = self.backend.encode_batch_fast(unseen, add_special_tokens=False)
-        self.ids.update((word, encoding.ids) for word, encoding in zip(unseen, encodings, strict=True))
-        known = self.ids.__getitem__
-        return [None if each is None else list(itertools.chain.from_iterable(map(known, each))) for each in cut]
+        found: list[TokenArray | None] = [None] * len(texts)
+        cut = [number for number, text in enumerate(texts) if _is_cut(text)]
+        if not cut:
+            return found
+        if len(self._spelled) > MOST_WORDS:
+            self._forget()
+        encoded = [texts[number].encode() for number in cut]
+        data = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+        texts_at = np.cumsum([0, *map(len, encoded)])[:-1]
+        space = _IS_SPACE[data]
+        begins = space.copy()
+        begins[1:] &= ~space[:-1]
+        begins[texts_at] = True
+        words = np.flatnonzero(begins)
+        found_words = self._look_up(data, words)  # which may replace what is known
+        starts, lengths = self._tokens[found_words].T
+        ids = self._ids[_ranges(starts, lengths)]
+        places = np.concatenate([[0], np.cumsum(lengths)])[[*np.searchsorted(words, texts_at), len(words)]].tolist()
+        for number, start, end in zip(cut, places, places[1:], strict=False):
+            found[number] = ids[start:end]
+        return found
 
-    @staticmethod
-    def _words(text: str) -> list[str] | None:
-        if _OTHER_SPACE.search(text):
-            return None
-        words: list[str] = _CUT.findall(text)
-        return words if len(text) <= LONGEST_WORD * len(words) else None
+    def _look_up(self, data: ByteArray, starts: IntArray) -> IntArray:
+        """The number of each word of a text; one that was not known is tokenised, and known from now on."""
+        lengths = np.diff(starts, append=len(data))
+        hashes = self._hash(data, starts)
+        words = np.zeros(len(starts), dtype=np.int64)
+        known = np.zeros(len(starts), dtype=np.bool_)
+        if len(self._hashes):
+            places = np.minimum(np.searchsorted(self._hashes, hashes), len(self._hashes) - 1)
+            words = self._with_hash[places]
+            known = (self._hashes[places] == hashes) & (self._spelled[words, 1] == lengths)
+            candidates = np.flatnonzero(known)
+            here, there = (
+                values[_ranges(begin[candidates], lengths[candidates])]
+                for values, begin in ((data, starts), (self._spelling, self._spelled[words, 0]))
+            )
+            ends = np.cumsum(lengths[candidates])
+            wrong = np.searchsorted(ends, np.flatnonzero(here != there), side="right")
+            known[candidates[wrong]] = False
+        unknown = np.flatnonzero(~known)
+        if len(unknown):
+            numbers: dict[bytes, int] = {}
+            for place in unknown.tolist():
+                spelled = data[starts[place] : starts[place] + lengths[place]].tobytes()
+                words[place] = numbers.setdefault(spelled, len(self._spelled) + len(numbers))
+            self._learn(list(numbers), hashes[unknown], words[unknown])
+        return words
+
+    def _learn(self, spelled: list[bytes], hashes: HashArray, words: IntArray) -> None:
+        """Tokenises new words, the next by number, and remembers them; `hashes` are those of `words`, by number."""
+        encodings = self.backend.encode_batch_fast([each.decode() for each in spelled], add_special_tokens=False)
+        ids = [encoding.ids for encoding in encodings]
+        self._spelled = _with_more(self._spelled, len(self._spelling), list(map(len, spelled)))
+        self._tokens = _with_more(self._tokens, len(self._ids), list(map(len, ids)))
+        self._spelling = np.concatenate([self._spelling, np.frombuffer(b"".join(spelled), dtype=np.uint8)])
+        self._ids = np.concatenate([self._ids, np.array([each for some in ids for each in some], dtype=self.dtype)])
+        fresh, first = np.unique(hashes, return_index=True)
+        new = ~np.isin(fresh, self._hashes)
+        places = np.searchsorted(self._hashes, fresh[new])
+        self._hashes = np.insert(self._hashes, places, fresh[new])
+        self._with_hash = np.insert(self._with_hash, places, words[first[new]])
+
+    def _hash(self, data: ByteArray, starts: IntArray) -> HashArray:
+        """A hash of each word of a text: its bytes as the coefficients of a polynomial, modulo 2^64."""
+        if len(data) >= len(self._powers):
+            size = 2 * len(data) + 1
+            for name, base in (("_powers", _MULTIPLIER), ("_inverses", pow(_MULTIPLIER, -1, 2**64))):
+                bases = np.full(size, base, dtype=np.uint64)
+                bases[0] = 1
+                setattr(self, name, np.multiply.accumulate(bases))
+        sums = np.zeros(len(data) + 1, dtype=np.uint64)
+        np.cumsum((data + np.uint64(1)) * self._powers[: len(data)], out=sums[1:])
+        ends = np.append(starts[1:], len(data))
+        return np.asarray((sums[ends] - sums[starts]) * self._inverses[starts], dtype=np.uint64)
+
+
+def _is_cut(text: str) -> bool:
+    """Whether a text can be cut into words, and has many for its length."""
+    few = len(text) > LONGEST_WORD * (text.count(" ") + text.count("\n") + 1)
+    return bool(text) and not few and _OTHER_SPACE.search(text) is None
+
+
+def _ranges(starts: IntArray, lengths: IntArray) -> IntArray:
+    """The places of ranges, one after another: starts[0], starts[0] + 1, ..., starts[1], ..."""
+    before = np.cumsum(lengths) - lengths
+    return np.repeat(starts - before, lengths) + np.arange(int(lengths.sum()))
+
+
+def _with_more(ranges: IntArray, start: int, lengths: list[int]) -> IntArray:
+    """Ranges [ranges, 2] of starts and lengths, and more that follow one another from `start` on."""
+    more = np.array(lengths, dtype=np.int64)
+    return np.concatenate([ranges, np.stack([start + np.cumsum(more) - more, more], axis=1)])
