@@ -111,14 +111,14 @@ IN_DATA = [
     ("validation: 100%", "data.validation: expects a share below 100% such as 1%, or a list of sources, not 100%"),
     ("validation: 0.1", "data.validation: expects an amount such as 600 steps or 5% or a list, not 0.1"),
     ("validation: []", "data.validation: is an empty list; write 0% for no validation"),
-    ("validation: [{hub: x, streaming: true}]", "data.validation.0.streaming: streaming is not there yet"),
+    ("validation: [{hub: x, streaming: true}]", "data.validation.0.streaming: what is held out is read whole"),
 ]
 SOURCES = [
     ("[]", "data.sources: missing; give one source or more, for example [{builtin: everyday}]"),
     ("{builtin: everyday}", "data.sources: expects a list, not a mapping; begin each item of the list with a dash"),
     ("[everyday]", "data.sources.0: expects a mapping, not the text 'everyday'"),
-    ("[{}]", "data.sources.0: expects exactly one of builtin, files and hub, not none of them"),
-    ("[{files: a, hub: b}]", "data.sources.0: expects exactly one of builtin, files and hub, not files and hub"),
+    ("[{}]", "data.sources.0: expects exactly one of builtin, files, hub and tokens, not none of them"),
+    ("[{files: a, hub: b}]", "data.sources.0: expects exactly one of builtin, files, hub and tokens, not files and hub"),
     ("[{buitlin: everyday}]", "data.sources.0.buitlin: unknown key; did you mean builtin?"),
     (
         "[{builtin: evryday}]",
@@ -134,7 +134,7 @@ SOURCES = [
     ("[{builtin: everyday, size: 3 parsecs}]", "data.sources.0.size: '3 parsecs' is not a size; write for example"),
     ("[{files: a, prompt_column: x}]", "prompt_column: goes together with completion_column, which is missing"),
     ("[{files: a, completion_column: x}]", "completion_column: goes together with prompt_column, which is missing"),
-    ("[{hub: a, streaming: true}]", "data.sources.0.streaming: streaming is not there yet; remove the key"),
+    ("[{hub: a, streaming: true, deduplicate: true}]", "data.sources.0.deduplicate: texts of a stream are not"),
     (
         "[{files: a, text_column: t, prompt_column: x, completion_column: y}]",
         "data.sources.0.text_column: text_column and prompt_column exclude each other",

@@ -56,7 +56,7 @@ def test_a_signal_while_data_is_prepared_ends_it_at_once(tmp_path: Path, number:
     )
     cache = tmp_path / "cache"
     with started(recipe, HFPRETRAIN_CACHE=str(cache)) as process:
-        while not list(cache.glob("tokens/.building-*/tokens.bin")):
+        while not list(cache.glob("tokens/.building-*")):
             assert process.poll() is None
             time.sleep(0.01)
         process.send_signal(number)

@@ -249,14 +249,14 @@ def test_pairs_and_fill_in_the_middle(tmp_path: Path, data: Path) -> None:
 @pytest.mark.parametrize("objective", ["clm", "mlm"])
 def test_resuming_reads_on(tmp_path: Path, data: Path, objective: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With and without what the checkpoint knows of the stream the same is learnt, bit for bit."""
-    common = [*settings_of(data, streamed(data, "data set of parquet")), "train.duration=300", "train.log_every=20"]
-    common += ["evaluation.every=300", "checkpoints={every: 300, keep: 9}"]
+    common = [*settings_of(data, streamed(data, "data set of parquet")), "train.duration=420", "train.log_every=20"]
+    common += ["evaluation.every=400", "checkpoints={every: 400, keep: 9}"]
     whole = tiny_run(tmp_path, objective, *common, name="whole")
     assert [line["epochs"] for line in metrics(whole) if "loss" in line][-1] >= 1
     for name in ("known", "unknown"):
         recipe = tiny_recipe(tmp_path, objective, *common, name=name)
-        with pytest.raises(Exception, match="after step 260"):
-            train(recipe, stop_after=260)
+        with pytest.raises(Exception, match="after step 380"):
+            train(recipe, stop_after=380)
         if name == "unknown":
             monkeypatch.setattr(Batches, "remember", lambda self, marks: None)
         read = rows_read(monkeypatch)

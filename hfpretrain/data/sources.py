@@ -377,7 +377,7 @@ def _found_files(source: Source, key: str) -> dict[Path, tuple[int, int]]:
     """The files that the source means, with size and time. Raises DataError where they do not go with its keys."""
     names = (source.files,) if isinstance(source.files, str) else source.files or ()
     if not names:
-        raise DataError(f"{key}: there is nothing to read", hint="give one of builtin, files and hub")
+        raise DataError(f"{key}: there is nothing to read", hint="give one of builtin, files, hub and tokens")
     found = find_files(names, f"{key}.files", kind_of=kind_of, known=KNOWN)
     kinds = {kind_of(path) for path in found}
     if source.documents != "file" and not kinds & set(TEXT):
