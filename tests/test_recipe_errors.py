@@ -134,7 +134,6 @@ SOURCES = [
     ("[{builtin: everyday, size: 3 parsecs}]", "data.sources.0.size: '3 parsecs' is not a size; write for example"),
     ("[{files: a, prompt_column: x}]", "prompt_column: goes together with completion_column, which is missing"),
     ("[{files: a, completion_column: x}]", "completion_column: goes together with prompt_column, which is missing"),
-    ("[{hub: a, streaming: true, deduplicate: true}]", "data.sources.0.deduplicate: texts of a stream are not"),
     (
         "[{files: a, text_column: t, prompt_column: x, completion_column: y}]",
         "data.sources.0.text_column: text_column and prompt_column exclude each other",
