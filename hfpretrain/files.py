@@ -50,7 +50,7 @@ def commit_folder(beside: Path, place: Path) -> None:
 
 
 def move_files(beside: Path, folder: Path, *, last: str | None = None) -> None:
-    """Moves the files of `beside` into `folder`, each whole or not at all, and `last` when all others are there."""
+    """Moves what is in `beside` into `folder`, each file whole or not at all, and `last` when all others are there."""
     flush_all(beside)
 
     def rank(path: Path) -> tuple[bool, bool, bool, str]:
@@ -60,6 +60,8 @@ def move_files(beside: Path, folder: Path, *, last: str | None = None) -> None:
     for path in sorted(beside.iterdir(), key=rank):
         if path.name == last:
             flush(folder)
+        if path.is_dir():  # as several chat templates have it; it can take the place of an empty folder only
+            remove(folder / path.name)
         path.rename(folder / path.name)
     flush(folder)
     beside.rmdir()
@@ -139,9 +141,9 @@ def make_folder(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Removes a file, a link or a folder: gone under its name at once, even if killed half-way."""
+    """Removes a file, a link or a folder, if there is one: gone under its name at once, even if killed half-way."""
     if path.is_symlink() or not path.is_dir():
-        path.unlink()
+        path.unlink(missing_ok=True)
         return
     going = path.with_name(f".{path.name}.removed")
     shutil.rmtree(going, ignore_errors=True)

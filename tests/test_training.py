@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from tiny import LLAMA, metrics, same_weights, tiny_recipe, tiny_run, weights
 
 from hfpretrain.errors import DataError, RecipeError, RunError, TrainingError
+from hfpretrain.files import damage
 from hfpretrain.run import Run
 from hfpretrain.training.loop import train
 
@@ -129,6 +130,25 @@ def test_resuming_completes_what_a_kill_left_of_the_end(tmp_path: Path) -> None:
     tiny_run(tmp_path, "clm", "train.duration=2", resume=True)
     assert run.card_file.exists()
     assert not run.partial.exists()
+
+
+def test_a_tokenizer_with_several_chat_templates(tmp_path: Path) -> None:
+    """They are a folder among the files of the tokenizer, which is saved at the beginning and at the end."""
+    from transformers import AutoTokenizer
+
+    templates = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+    tokenizer = AutoTokenizer.from_pretrained(tiny_run(tmp_path, "clm", "train.duration=1", name="first").path)
+    tokenizer.chat_template = templates
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    recipe = tiny_recipe(tmp_path, "clm", f"tokenizer={{from: {tmp_path / 'tokenizer'}}}", name="second")
+    run = train(recipe)
+    run.report_file.unlink()
+    assert train(recipe, resume=True).state == "finished"
+    assert damage(run.path) is None
+    for folder in (run.path, run.checkpoints / "step-00000012"):
+        assert AutoTokenizer.from_pretrained(folder).chat_template == templates
+    (run.path / "additional_chat_templates" / "tool_use.jinja").write_text("")
+    assert damage(run.path) == "additional_chat_templates/tool_use.jinja is not what was saved"
 
 
 def test_resume_without_a_run_starts_one(tmp_path: Path) -> None:
