@@ -1,9 +1,11 @@
 """Files and folders that are there whole or not at all, the manifest by which damage is seen, and room on the disk."""
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,8 +25,10 @@ def cache_folder() -> Path:
 def write_whole(path: Path, content: str | bytes) -> None:
     """Writes a small file so that it is there whole or not at all."""
     beside = path.with_name(f".{path.name}.partial")
+    remove(beside)  # of an earlier kill; or a link, which must not lead the writing elsewhere
     try:
-        beside.write_bytes(content.encode() if isinstance(content, str) else content)
+        with beside.open("xb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
         flush(beside)
         beside.rename(path)
     except OSError:
@@ -97,10 +101,10 @@ def damage(folder: Path, *, of: str | None = None, covers: Callable[[str], bool]
             path = folder / name
             if covers is not None and not covers(name):
                 continue
-            if path.is_dir():
-                return f"{name} is a folder"
             if not path.resolve().is_relative_to(folder.resolve()):
                 return f"{name} leads out of the folder"
+            if path.exists() and not path.is_file():
+                return f"{name} is no file"
             if path.stat().st_size != expected["bytes"] or digest(path) != expected["sha256"]:
                 return f"{name} is not what was saved"
     except FileNotFoundError:
@@ -159,6 +163,20 @@ def files_below(folder: Path) -> list[Path]:
 def bytes_below(folder: Path) -> int:
     """The size of all files in a folder and below it; 0 if there is none."""
     return sum(path.stat().st_size for path in files_below(folder))
+
+
+def open_own(path: Path, flags: int) -> int:
+    """A descriptor of a regular file, made if `flags` say so. OSError for a link, which may lead anywhere, and others.
+
+    A folder of a stranger may hold links, and pipes that wait for ever.
+    """
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, "it is a link")
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no regular file")
+    return descriptor
 
 
 def digest(path: Path) -> str:

@@ -81,6 +81,15 @@ class Run:
                 f"output_dir: {self.path} cannot be created: {error.strerror}", hint="choose another output_dir"
             ) from error
 
+    def check_own(self) -> None:
+        """Raises RunError where a part of the run leads elsewhere: nothing is written or removed there."""
+        for part in (self.metrics_file, self.checkpoints, self.unpushed):
+            if part.is_symlink() or (part.exists() and not part.is_file() and not part.is_dir()):
+                raise RunError(
+                    f"{part} is a link or a device, and a run writes to its own directory alone",
+                    hint="put what it leads to in its place, or remove it",
+                )
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keeps other processes from training in this directory, which is made; RunError where one does.
@@ -88,6 +97,7 @@ class Run:
         The system lifts the lock when the process ends, however it ends; no file is left behind.
         """
         self.create()
+        self.check_own()
         folder = os.open(self.path, os.O_RDONLY)
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)

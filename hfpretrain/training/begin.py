@@ -1,7 +1,6 @@
 """The beginning of a run: where it is, taken from the newest checkpoint or from nothing, and what it says of itself."""
 
 import logging
-import shutil
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 from hfpretrain.amounts import count, span
 from hfpretrain.errors import CheckpointError, RunError
 from hfpretrain.evaluation import Evaluated
-from hfpretrain.files import move_files, write_whole
+from hfpretrain.files import move_files, remove, write_whole
 from hfpretrain.recipe import dump
 from hfpretrain.run import newest_whole
 from hfpretrain.training.changes import compare_surroundings, surroundings
@@ -104,7 +103,7 @@ def begin(session: Session, *, changes: list[str], allow_changes: bool) -> tuple
         if accelerator.is_main_process:
             prune(run.checkpoints, recipe.checkpoints.keep)  # a kill may have come between saving one and this
             run.manifest_file.unlink(missing_ok=True)  # of an earlier end: it vouches for no file from now on
-            shutil.rmtree(run.partial, ignore_errors=True)
+            remove(run.partial)
             session.tokenizer.save_pretrained(run.partial)
             move_files(run.partial, run.path)
             write_whole(run.recipe_file, dump(recipe))

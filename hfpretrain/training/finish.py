@@ -15,7 +15,7 @@ from hfpretrain.amounts import span
 from hfpretrain.card import LOCAL, NEUTRAL, write_card
 from hfpretrain.data.blocks import PADDING, Block, BoolArray, IntArray
 from hfpretrain.evaluation import Evaluated
-from hfpretrain.files import move_files, write_manifest, write_whole
+from hfpretrain.files import move_files, remove, write_manifest, write_whole
 from hfpretrain.inference import CausalLM, load
 from hfpretrain.run import Run
 from hfpretrain.training.checkpoint import require_room, saved_bytes, written_by_all
@@ -50,8 +50,9 @@ def finish(session: Session, metrics: Metrics, step: int, seconds: float, evalua
 
 def complete(run: Run) -> None:
     """Does what is left to do where a run was killed just after its report was in place."""
+    run.check_own()
     with contextlib.suppress(OSError):
-        run.partial.rmdir()
+        remove(run.partial)
     if not run.card_file.exists():
         add_card(run)
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from hfpretrain.files import flush
+from hfpretrain.files import flush, open_own
 from hfpretrain.run import step_of
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ class Lines:
         """So much of the file is lines to keep; what follows is of a write that failed, or will be written again."""
         self._said = False
         try:
-            for line in file.read_bytes().splitlines(keepends=True) if file.exists() else ():
+            for line in _read(file).splitlines(keepends=True) if os.path.lexists(file) else ():
                 end += len(line)
                 text = line.decode(errors="replace")
                 if text.endswith("\n") and step_of(text) <= upto_step:
@@ -62,7 +62,7 @@ class Lines:
         if not new and not self.file.exists():
             return
         try:
-            descriptor = os.open(self.file, os.O_WRONLY | os.O_CREAT, 0o666)
+            descriptor = open_own(self.file, os.O_WRONLY | os.O_CREAT)
             try:
                 self._bytes = min(self._bytes, os.fstat(descriptor).st_size)
                 os.ftruncate(descriptor, self._bytes)
@@ -89,3 +89,8 @@ class Lines:
                 self.file,
                 error.strerror or error,
             )
+
+
+def _read(file: Path) -> bytes:
+    with os.fdopen(open_own(file, os.O_RDONLY), "rb") as opened:
+        return opened.read()
