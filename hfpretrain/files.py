@@ -145,14 +145,18 @@ def make_folder(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Removes a file, a link or a folder, if there is one: gone under its name at once, even if killed half-way."""
+    """Removes a file, a link or a folder, if there is one: gone under its name at once, even if killed half-way.
+
+    A hidden folder is removed where it is: by its name nobody takes it for a whole one.
+    """
     if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)
         return
-    going = path.with_name(f".{path.name}.removed")
-    shutil.rmtree(going, ignore_errors=True)
-    path.rename(going)
-    shutil.rmtree(going)
+    if not path.name.startswith("."):
+        going = path.with_name(f".{path.name}.removed")
+        remove(going)  # of an earlier kill
+        path = path.rename(going)
+    shutil.rmtree(path)
 
 
 def files_below(folder: Path) -> list[Path]:

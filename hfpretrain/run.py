@@ -19,6 +19,8 @@ State = Literal["empty", "started", "finished"]
 
 PROGRESS = "progress.json"
 """In a checkpoint: how far the run was."""
+DAMAGED = "damaged-"
+"""What the name of a checkpoint begins with that was set aside, as a run went back to an earlier one."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,7 @@ def newest_whole(folder: Path) -> Path | None:
             return path
         damaged.append(f"{path.name} is damaged ({what})")
     # Those that an earlier start set aside are of the run as well: without any other it must not begin anew unseen.
-    damaged += [f"{path.name} was set aside before" for path in sorted(folder.glob("damaged-step-*"), reverse=True)]
+    damaged += [f"{path.name} was set aside before" for path in sorted(folder.glob(f"{DAMAGED}step-*"), reverse=True)]
     if damaged:
         raise CheckpointError(
             f"no checkpoint in {folder} is whole: {', '.join(damaged)}",

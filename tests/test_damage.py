@@ -19,6 +19,7 @@ from hfpretrain.inference import load as load_model
 from hfpretrain.publish import check_whole
 from hfpretrain.recipe import dump, load
 from hfpretrain.run import Run, newest_whole
+from hfpretrain.training.checkpoint import prune
 from hfpretrain.training.loop import train
 
 SETTINGS = ["checkpoints.every=4", "checkpoints.keep=3"]
@@ -190,7 +191,7 @@ def test_a_run_goes_back_and_ends_as_if_nothing_had_been(
     assert metrics(prepared[objective]) == metrics(resumed)
     assert len(warnings(caplog)) == 1
     kept = sorted(path.name for path in resumed.checkpoints.iterdir())
-    assert kept == [f"damaged-{NEW}", OLD, MIDDLE, NEW], "the damaged one is set aside and counts as none"
+    assert kept == [OLD, MIDDLE, NEW], "the damaged one was set aside, and went when another had taken its place"
     assert damage(resumed.path) is None
 
 
@@ -239,6 +240,33 @@ def test_damaged_ones_set_aside_do_not_make_a_fresh_start(prepared: dict[str, Ru
     shutil.rmtree(folder / MIDDLE)
     with pytest.raises(CheckpointError, match=f"damaged-{NEW} was set aside before"):
         newest_whole(folder)
+
+
+def test_damaged_ones_stay_until_the_run_has_passed_them(tmp_path: Path) -> None:
+    for name in (OLD, MIDDLE, f"damaged-{MIDDLE}", f"damaged-{NEW}"):
+        (tmp_path / name).mkdir()
+    prune(tmp_path, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"damaged-{NEW}", OLD, MIDDLE]
+
+
+@pytest.mark.parametrize("name", [OLD, f".{OLD}.partial", f"damaged-{OLD}"])
+def test_what_a_kill_leaves_of_a_removal_is_removed_later(
+    prepared: dict[str, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    folder = linked(prepared["clm"], tmp_path / "run").checkpoints
+    (folder / OLD).rename(folder / name)
+
+    def killed(path: Path, **_: object) -> None:
+        if path.exists():
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prune(folder, 2)
+    assert len(list(folder.iterdir())) == 3
+    prune(folder, 2)
+    assert sorted(path.name for path in folder.iterdir()) == [MIDDLE, NEW]
 
 
 def test_a_whole_checkpoint_is_not_replaced(prepared: dict[str, Run], tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ writing. Randomness is derived from the seed, so it is not part of a checkpoint.
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from hfpretrain.errors import CheckpointError
 from hfpretrain.files import bytes_below, commit_folder, free_bytes, lack_of_room, make_folder, remove, size_in_words
 from hfpretrain.hub import first_line
 from hfpretrain.model_files import check_model_files
-from hfpretrain.run import PROGRESS, list_checkpoints
+from hfpretrain.run import DAMAGED, PROGRESS, list_checkpoints
 
 log = logging.getLogger(__name__)
 
@@ -73,8 +72,15 @@ def save_checkpoint(
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Removes all but the newest checkpoints, and what is left of others. What cannot be removed stays, and is said."""
-    for old in [*folder.glob(".step-*"), *list_checkpoints(folder)[keep:]]:
+    """Removes all but the newest checkpoints, which are whole, and what is left of others.
+
+    Damaged ones that were set aside go when there is one of their step or a later one. What cannot be removed stays,
+    and is said.
+    """
+    found = list_checkpoints(folder)
+    newest = found[0].name if found else ""
+    damaged = [path for path in folder.glob(f"{DAMAGED}step-*") if path.name.removeprefix(DAMAGED) <= newest]
+    for old in [*folder.glob(".*step-*"), *damaged, *found[keep:]]:
         try:
             remove(old)
         except OSError as error:
@@ -133,9 +139,8 @@ def set_aside_later(path: Path, accelerator: Accelerator) -> None:
     if accelerator.is_main_process:
         for later in list_checkpoints(path.parent):
             if later.name > path.name:
-                aside = path.with_name(f"damaged-{later.name}")
-                if os.path.lexists(aside):
-                    remove(aside)
+                aside = path.with_name(DAMAGED + later.name)
+                remove(aside)
                 later.rename(aside)
 
 
