@@ -91,7 +91,7 @@ def damage(folder: Path, *, of: str | None = None, covers: Callable[[str], bool]
     """
     name = MANIFEST
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json_object((folder / MANIFEST).read_text(encoding="utf-8"))
         own = manifest.pop("sha256")
         if own != _digest_of(manifest):
             return f"{MANIFEST} is not what was saved"
@@ -111,9 +111,20 @@ def damage(folder: Path, *, of: str | None = None, covers: Callable[[str], bool]
         return f"{name} is missing"
     except OSError as error:
         return f"{name} cannot be read: {error.strerror or error}"
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"{MANIFEST} is not what was saved"
     return None
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """The JSON object that a text is; ValueError for anything else, however odd."""
+    try:
+        content = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(content, dict):
+        raise ValueError("it is not a JSON object")
+    return content
 
 
 def lack_of_room(folder: Path, needed: int) -> str | None:

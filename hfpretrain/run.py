@@ -3,6 +3,7 @@
 import fcntl
 import json
 import logging
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hfpretrain.errors import CheckpointError, RunError
-from hfpretrain.files import MANIFEST, damage, make_folder
+from hfpretrain.files import MANIFEST, damage, json_object, make_folder
 
 log = logging.getLogger(__name__)
 
@@ -130,30 +131,59 @@ class Run:
         return "empty"
 
     def report(self) -> dict[str, Any]:
-        """report.json; RunError where there is none or it does not parse."""
+        """report.json; RunError where there is none or it is damaged."""
         try:
-            report: dict[str, Any] = dict(json.loads(self.report_file.read_text(encoding="utf-8")))
+            return json_object(self.report_file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise RunError(
                 f"{self.path} is not a finished run: it has no {self.report_file.name}",
                 hint=f"go on with it: hfpretrain train {self.recipe_file} --resume",
             ) from None
-        except (ValueError, TypeError, RecursionError) as error:
-            raise RunError(f"{self.report_file}: no JSON object ({error})") from None
-        return report
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self.report_file} cannot be read ({error})") from None
+
+    def summary(self) -> "Summary":
+        """What is known of the run, however damaged its report is."""
+        try:
+            state = self.state
+            report = self.report() if state == "finished" else {}
+        except (OSError, RunError):
+            return Summary("damaged")
+        objective, tokens, loss = report.get("objective"), report.get("tokens"), report.get("validation_loss")
+        loss = report.get("loss") if loss is None else loss
+        return Summary(
+            state,
+            objective=objective if objective in ("clm", "mlm") else None,
+            tokens=tokens if type(tokens) is int else None,
+            loss=loss if isinstance(loss, float) and math.isfinite(loss) else None,
+        )
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; a last line that was cut off is left out."""
-        lines = self.metrics_file.read_text(encoding="utf-8").splitlines() if self.metrics_file.is_file() else []
-        return [json.loads(line) for line in lines if step_of(line) < float("inf")]
+        """The lines of metrics.jsonl; one that was cut off, or is damaged, is left out."""
+        if not self.metrics_file.is_file():
+            return []
+        lines = self.metrics_file.read_text(encoding="utf-8", errors="replace").splitlines()
+        return [json.loads(line) for line in lines if step_of(line) < math.inf]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a line says about a run. What its report does not say, or says in another form, is None."""
+
+    state: State | Literal["damaged"]
+    objective: str | None = None
+    tokens: int | None = None
+    loss: float | None = None
+    """The validation loss, or without one the last training loss."""
 
 
 def step_of(line: str) -> float:
-    """The step of a line of metrics.jsonl; infinity for one that was cut off."""
+    """The step of a line of metrics.jsonl; infinity for one that was cut off, or is damaged."""
     try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
+        step = json_object(line)["step"]
+        return float(step) if math.isfinite(step) else math.inf
+    except (ValueError, KeyError, TypeError, OverflowError):
+        return math.inf
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -166,7 +196,7 @@ def checkpoint_damage(path: Path) -> str | None:
     if what := damage(path, of=path.name):
         return what
     try:
-        step = json.loads((path / PROGRESS).read_text(encoding="utf-8"))["step"]
+        step = json_object((path / PROGRESS).read_text(encoding="utf-8"))["step"]
         return None if path.name == f"step-{step:08d}" else f"{PROGRESS} is of another step"
     except (OSError, ValueError, KeyError, TypeError):
         return f"{PROGRESS} cannot be read"
@@ -205,5 +235,5 @@ def runs(folder: Path) -> list[Run]:
 
 def newest_finished(folder: Path, objective: Literal["clm", "mlm"]) -> Run | None:
     """The run of that objective in `folder` that finished last, or None."""
-    finished = [run for run in runs(folder) if run.state == "finished" and run.report().get("objective") == objective]
+    finished = [run for run in runs(folder) if run.summary().objective == objective]
     return max(finished, key=lambda run: run.report_file.stat().st_mtime, default=None)

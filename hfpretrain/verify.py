@@ -58,7 +58,7 @@ def _metrics_in_order(run: Run) -> Finding:
     what = run.metrics_file.name
     if not run.metrics_file.is_file():
         return Finding(what, "missing", good=False)
-    lines = run.metrics_file.read_text(encoding="utf-8").splitlines()
+    lines = run.metrics_file.read_text(encoding="utf-8", errors="replace").splitlines()
     steps = [(step_of(line), "validation_loss" in line) for line in lines]
     if any(step == float("inf") for step, _ in steps):
         return Finding(what, "a line cannot be read", good=False)

@@ -13,14 +13,15 @@ from conftest import Command
 from tiny import metrics, same_weights, tiny_run, weights
 
 from hfpretrain.errors import CheckpointError
-from hfpretrain.files import MANIFEST, commit_folder, damage
+from hfpretrain.files import MANIFEST, commit_folder, damage, write_manifest
 from hfpretrain.inference import MaskedLM
 from hfpretrain.inference import load as load_model
 from hfpretrain.publish import check_whole
 from hfpretrain.recipe import dump, load
-from hfpretrain.run import Run, newest_whole
+from hfpretrain.run import Run, checkpoint_damage, newest_whole
 from hfpretrain.training.checkpoint import prune
 from hfpretrain.training.loop import train
+from hfpretrain.verify import verify
 
 SETTINGS = ["checkpoints.every=4", "checkpoints.keep=3"]
 OLD, MIDDLE, NEW = "step-00000004", "step-00000008", "step-00000012"
@@ -267,6 +268,45 @@ def test_what_a_kill_leaves_of_a_removal_is_removed_later(
     assert len(list(folder.iterdir())) == 3
     prune(folder, 2)
     assert sorted(path.name for path in folder.iterdir()) == [MIDDLE, NEW]
+
+
+ODD = [
+    b"",
+    b"{",
+    b"[]",
+    b"5",
+    b'"x"',
+    b"null",
+    b"\xff",
+    b"[" * 100_000,
+    b'{"step": ' + b"[" * 100_000,
+    b'{"a": "\\ud800"}',
+]
+ODD_STEPS = [b"NaN", b"-Infinity", b"1e999", b"1" + b"0" * 400, b"9" * 5_000, b'"7"', b"[7]", b"{}", b"null"]
+
+
+@pytest.mark.parametrize("content", [*ODD, *(b'{"step": ' + step + b"}" for step in ODD_STEPS)])
+def test_odd_json_is_damage_and_no_more(prepared: dict[str, Run], tmp_path: Path, content: bytes) -> None:
+    run = linked(prepared["clm"], tmp_path / "run")
+    for name in (MANIFEST, "progress.json"):
+        folder = shutil.copytree(run.checkpoints / NEW, tmp_path / name / NEW, copy_function=os.link)
+        replace(folder / name, content)
+        if name == "progress.json":
+            write_manifest(folder, of=NEW)
+        assert checkpoint_damage(folder) is not None
+    whole = run.metrics_file.read_bytes().splitlines()
+    run.metrics_file.write_bytes(b"\n".join([*whole[:5], content, *whole[5:], content]))
+    assert Run.metrics(run) == Run.metrics(prepared["clm"])
+    assert not list(verify(run.path))[-1].good
+
+
+def test_odd_lines_of_metrics_do_not_keep_a_run_from_its_end(prepared: dict[str, Run], tmp_path: Path) -> None:
+    run = linked(prepared["clm"], tmp_path / "run")
+    odd = [*ODD, b'{"step": 12, "loss": "low"}', b'{"step": 12, "loss": 1.0}', b'{"step": 12, "validation_loss": []}']
+    run.metrics_file.write_bytes(b"".join(line + b"\n" for line in [*run.metrics_file.read_bytes().splitlines(), *odd]))
+    train(load(run.recipe_file), resume=True)
+    assert run.report()["loss"] == prepared["clm"].report()["loss"]
+    assert damage(run.path) is None
 
 
 def test_a_whole_checkpoint_is_not_replaced(prepared: dict[str, Run], tmp_path: Path) -> None:

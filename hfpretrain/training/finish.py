@@ -92,7 +92,7 @@ def what_it_came_to(
     if unsafe := metrics.save():
         log.warning("lines that could not be written to %s: %d", run.metrics_file, len(unsafe))
         lines += map(json.loads, unsafe)
-    logged = [line for line in lines if "loss" in line]
+    logged = [line for line in lines if all(isinstance(line.get(key), float) for key in ("loss", "tokens_per_second"))]
     tokens = step * plan.tokens_per_step
     tokens_per_second = logged[-1]["tokens_per_second"] if logged else 0.0  # where only the end was left to do
     if metrics.seconds_per_step:
