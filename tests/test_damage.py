@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import Command
 from tiny import metrics, same_weights, tiny_run, weights
 
@@ -19,8 +20,9 @@ from hfpretrain.inference import load as load_model
 from hfpretrain.publish import check_whole
 from hfpretrain.recipe import dump, load
 from hfpretrain.run import Run, checkpoint_damage, newest_whole
-from hfpretrain.training.checkpoint import prune
+from hfpretrain.training.checkpoint import prune, restore_checkpoint
 from hfpretrain.training.loop import train
+from hfpretrain.training.session import open_accelerator, prepare_session
 from hfpretrain.verify import verify
 
 SETTINGS = ["checkpoints.every=4", "checkpoints.keep=3"]
@@ -339,6 +341,20 @@ def test_damage_of_a_finished_run_is_seen(prepared: dict[str, Run], tmp_path: Pa
         if other.is_file():
             DAMAGES[how](tmp_path / name / name, other)
             assert damage(tmp_path / name) is not None
+
+
+def test_a_checkpoint_of_another_precision_can_be_restored(prepared: dict[str, Run]) -> None:
+    """Only fp16 has a scaler, which the checkpoint then does not hold; here one of a CPU, where there is no fp16."""
+    run = prepared["clm"]
+    recipe = load(run.recipe_file)
+    accelerator = open_accelerator(recipe)
+    session = prepare_session(recipe, run, accelerator)
+    try:
+        scaler = accelerator.scaler = torch.amp.GradScaler("cpu")
+        assert restore_checkpoint(run.checkpoints / NEW, accelerator, session.model)["step"] == 12
+        assert accelerator.scaler is scaler
+    finally:
+        accelerator.free_memory()
 
 
 def test_the_card_of_a_finished_run_may_be_edited_and_its_files_not(prepared: dict[str, Run], tmp_path: Path) -> None:

@@ -87,6 +87,7 @@ def test_a_checkpoint_that_meets_a_full_disk(whole: Run, tmp_path: Path, file: s
     with files_up_to(size - 1), pytest.raises(CheckpointError, match=NEEDED) as caught:
         train(load(run.recipe_file), resume=True)
     assert "--resume" in str(caught.value.hint)
+    assert ("space" in str(caught.value.hint)) == (file != "optimizer.bin"), "torch does not say what the matter was"
     assert state(run) == before, "the checkpoints are as they were, and nothing else is there"
     goes_on(run, whole)
 
@@ -183,6 +184,15 @@ def test_a_kill_while_the_final_model_is_moved(
     monkeypatch.undo()
     goes_on(run, whole)
     assert not run.partial.exists()
+
+
+def test_what_fails_for_another_reason_is_not_said_to_need_room(whole: Run, tmp_path: Path) -> None:
+    run = as_of(12, whole, tmp_path)
+    (run.path / "model.safetensors").mkdir()
+    with pytest.raises(CheckpointError, match=r"not be written \(model\.safetensors: Is a directory\)") as caught:
+        train(load(run.recipe_file), resume=True)
+    assert "--resume" in str(caught.value.hint)
+    assert "space" not in str(caught.value.hint)
 
 
 def test_too_little_room_is_seen_before_anything_is_written(

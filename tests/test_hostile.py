@@ -518,8 +518,9 @@ def test_a_hostile_checkpoint_runs_nothing(tmp_path: Path, run: Run, file: str) 
     if file in ("random_states_0.pkl", "other", "progress.json"):  # of no use to a run, or seen to be damaged
         hfpretrain.train(recipe, resume=True)
     else:
-        with pytest.raises((CheckpointError, ModelError), match="cannot be read"):
+        with pytest.raises((CheckpointError, ModelError), match="cannot be read") as caught:
             hfpretrain.train(recipe, resume=True)
+        assert "remove" not in str(caught.value.hint), "its files are as they were saved"
     assert not (tmp_path / "ran").exists()
 
 

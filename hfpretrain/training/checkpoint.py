@@ -5,6 +5,7 @@ and only then are older ones removed. Nothing is trained meanwhile, so that what
 writing. Randomness is derived from the seed, so it is not part of a checkpoint.
 """
 
+import errno
 import json
 import logging
 import shutil
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import SCALER_NAME, gather_object
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfpretrain.errors import CheckpointError
@@ -28,7 +29,10 @@ log = logging.getLogger(__name__)
 
 SMALL_FILES = 1_000_000
 """Bytes of what is saved beside tensors: tokenizer, configuration, progress."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where there is no room: on the disk, of the user's share of it, or for one file."""
 MAKE_ROOM = "free some space; then the same command with --resume goes on"
+MEND = "see what keeps it from being written; then the same command with --resume goes on"
 
 
 def save_checkpoint(
@@ -102,7 +106,8 @@ def written_by_all(accelerator: Accelerator, what: str, beside: Path, needed: in
         cause = error
         free = free_bytes(beside.parent) + bytes_below(beside)
         room = f"it needs about {size_in_words(needed)}, and {size_in_words(free)} are free there"
-        failure = (f"{what} could not be written ({reason(error)}): {room}", MAKE_ROOM)
+        hint = MAKE_ROOM if is_full(error) or free < needed else MEND
+        failure = (f"{what} could not be written ({reason(error)}): {room}", hint)
     failures = [each for each in gather_object([failure]) if each]
     if failures:
         if accelerator.is_main_process:
@@ -113,8 +118,16 @@ def written_by_all(accelerator: Accelerator, what: str, beside: Path, needed: in
 def reason(error: Exception) -> str:
     """Why a write failed, in one line: libraries add theirs, and traces."""
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+        file = error.filename2 or error.filename
+        return f"{Path(str(file)).name}: {error.strerror}" if file else error.strerror
     return first_line(error)
+
+
+def is_full(error: Exception) -> bool:
+    """Whether a write failed for lack of room. Libraries in Rust say it in words, torch gives no reason."""
+    if isinstance(error, OSError):
+        return error.errno in FULL
+    return any(f"(os error {number})" in str(error) for number in FULL)
 
 
 def require_room(what: str, folder: Path, needed: int) -> None:
@@ -156,7 +169,8 @@ def restore_checkpoint(path: Path, accelerator: Accelerator, model: torch.nn.Mod
     except Exception as error:  # what a pickle, a JSON file or weights of another shape raise
         what = f"{type(error).__name__}: {first_line(error)}"
         raise CheckpointError(
-            f"{path} cannot be read ({what})", hint="remove it, and --resume goes on from the one before it"
+            f"{path} cannot be read ({what})",
+            hint="its files are as they were saved: use the recipe and the versions of the libraries of that time",
         ) from error
 
 
@@ -165,7 +179,13 @@ def _restored(path: Path, accelerator: Accelerator, model: torch.nn.Module) -> d
     # transformers may keep weights in another layout on disk than in memory; its loader knows how to go back.
     saved = type(plain).from_pretrained(path, dtype=torch.float32, use_safetensors=True, local_files_only=True)
     plain.load_state_dict(saved.state_dict())
-    accelerator.load_state(str(path))
+    scaler = accelerator.scaler
+    if not (path / SCALER_NAME).exists():  # saved with another precision than fp16: the scale is found anew
+        accelerator.scaler = None
+    try:
+        accelerator.load_state(str(path))
+    finally:
+        accelerator.scaler = scaler
     progress: dict[str, Any] = json.loads((path / PROGRESS).read_text(encoding="utf-8"))
     return progress
 
