@@ -357,6 +357,23 @@ def test_a_checkpoint_of_another_precision_can_be_restored(prepared: dict[str, R
         accelerator.free_memory()
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer_config.json", "report.json", MANIFEST])
+def test_resuming_a_finished_run_looks_at_its_files(prepared: dict[str, Run], tmp_path: Path, name: str) -> None:
+    """And what its sentence advises helps."""
+    run = Run(shutil.copytree(prepared["mlm"].path, tmp_path / "run"))
+    recipe = dataclasses.replace(load(run.recipe_file), output_dir=str(run.path))
+    run.recipe_file.write_text(dump(recipe) + "# edited\n")
+    assert train(recipe, resume=True).state == "finished"
+    DAMAGES["middle"](run.path / name, Path())
+    with pytest.raises(CheckpointError, match=rf"is finished, and damaged: {name} is not what was saved") as caught:
+        train(recipe, resume=True)
+    assert f"remove {run.report_file}" in str(caught.value.hint)
+    run.report_file.unlink()
+    train(recipe, resume=True)
+    assert damage(run.path) is None
+    assert same_weights(weights(prepared["mlm"]), weights(run))
+
+
 def test_the_card_of_a_finished_run_may_be_edited_and_its_files_not(prepared: dict[str, Run], tmp_path: Path) -> None:
     shutil.copytree(prepared["mlm"].path, tmp_path / "run")
     run = Run(tmp_path / "run")
