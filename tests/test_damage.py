@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Command
+from safetensors.torch import load_file, save_file
 from tiny import metrics, same_weights, tiny_run, weights
 
 from hfpretrain.errors import CheckpointError
@@ -372,6 +373,21 @@ def test_resuming_a_finished_run_looks_at_its_files(prepared: dict[str, Run], tm
     train(recipe, resume=True)
     assert damage(run.path) is None
     assert same_weights(weights(prepared["mlm"]), weights(run))
+
+
+def test_weights_under_another_name_are_not_replaced_by_new_ones(prepared: dict[str, Run], tmp_path: Path) -> None:
+    """As a version of transformers may call them otherwise, whole by the manifest."""
+    run = linked(prepared["clm"], tmp_path / "run")
+    file = run.checkpoints / NEW / "model.safetensors"
+    renamed = {name.replace("ln_f", "norm"): tensor for name, tensor in load_file(file).items()}
+    file.unlink()
+    save_file(renamed, file, metadata={"format": "pt"})
+    manifest = run.checkpoints / NEW / MANIFEST
+    manifest.unlink()
+    write_manifest(manifest.parent, of=NEW)
+    with pytest.raises(CheckpointError, match=r"there are no weights for transformer\.ln_f\.bias") as caught:
+        train(load(run.recipe_file), resume=True)
+    assert "the versions of the libraries" in str(caught.value.hint)
 
 
 def test_the_card_of_a_finished_run_may_be_edited_and_its_files_not(prepared: dict[str, Run], tmp_path: Path) -> None:

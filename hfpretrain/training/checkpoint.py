@@ -177,7 +177,11 @@ def restore_checkpoint(path: Path, accelerator: Accelerator, model: torch.nn.Mod
 def _restored(path: Path, accelerator: Accelerator, model: torch.nn.Module) -> dict[str, Any]:
     plain: PreTrainedModel = accelerator.unwrap_model(model, keep_torch_compile=False)
     # transformers may keep weights in another layout on disk than in memory; its loader knows how to go back.
-    saved = type(plain).from_pretrained(path, dtype=torch.float32, use_safetensors=True, local_files_only=True)
+    saved, loading = type(plain).from_pretrained(
+        path, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
+    )
+    if missing := loading["missing_keys"]:  # it would begin with new ones, as another version may name them otherwise
+        raise ValueError(f"there are no weights for {min(missing)}")
     plain.load_state_dict(saved.state_dict())
     scaler = accelerator.scaler
     if not (path / SCALER_NAME).exists():  # saved with another precision than fp16: the scale is found anew
