@@ -205,10 +205,13 @@ def _digest_of(content: dict[str, Any]) -> str:
 
 
 def flush(path: Path) -> None:
-    """Makes a file's content, or a folder's names, durable."""
+    """Makes a file's content, or a folder's names, durable; some file systems do that with files only."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS) or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
 

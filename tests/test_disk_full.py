@@ -113,6 +113,24 @@ def test_a_disk_that_is_full_only_when_it_is_flushed(
     goes_on(run, whole)
 
 
+def test_a_file_system_that_flushes_no_folders(whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As some that are shared over a network; a disk that fails is still heard of."""
+    run = as_of(8, whole, tmp_path)
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if Path(f"/proc/self/fd/{descriptor}").readlink().is_dir():
+            raise OSError(refused, os.strerror(refused))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    refused = errno.EIO
+    with pytest.raises(CheckpointError, match="Input/output error"):
+        train(load(run.recipe_file), resume=True)
+    refused = errno.EINVAL
+    goes_on(run, whole)
+
+
 def test_the_order_in_which_a_checkpoint_becomes_one(
     whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
