@@ -6,13 +6,13 @@ import logging
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from hfpretrain.errors import CheckpointError, RunError
-from hfpretrain.files import MANIFEST, damage, json_object, make_folder
+from hfpretrain.files import MANIFEST, damage, json_object, make_folder, open_own
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +20,8 @@ State = Literal["empty", "started", "finished"]
 
 PROGRESS = "progress.json"
 """In a checkpoint: how far the run was."""
+LOCK = ".lock"
+"""The file that a process which trains in a run directory has locked; it counts as nothing."""
 DAMAGED = "damaged-"
 """What the name of a checkpoint begins with that was set aside, as a run went back to an earlier one."""
 
@@ -97,23 +99,23 @@ class Run:
     def locked(self) -> Iterator[None]:
         """Keeps other processes from training in this directory, which is made; RunError where one does.
 
-        The system lifts the lock when the process ends, however it ends; no file is left behind.
+        The system lifts the lock when the process ends, however it ends. The file that is locked is empty and stays.
         """
         self.create()
         self.check_own()
-        folder = os.open(self.path, os.O_RDONLY)
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(folder)
-            hint = "wait until it has ended, or choose another output_dir"
-            raise RunError(f"another process is training in {self.path}", hint=hint) from None
-        except OSError:  # a file system without locks
-            log.debug("%s cannot be locked", self.path, exc_info=True)
-        try:
+        with ExitStack() as opened:
+            try:
+                # For writing: over NFS nothing else can be locked for one process alone, and a folder never.
+                file = open_own(self.path / LOCK, os.O_WRONLY | os.O_CREAT)
+                opened.callback(os.close, file)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                hint = "wait until it has ended, or choose another output_dir"
+                raise RunError(f"another process is training in {self.path}", hint=hint) from None
+            except OSError as error:  # a file system without locks
+                what = "nothing keeps another process from training in it as well"
+                log.warning("%s cannot be locked (%s): %s", self.path, error.strerror or error, what)
             yield
-        finally:
-            os.close(folder)
 
     @property
     def state(self) -> State:
@@ -126,7 +128,7 @@ class Run:
             raise RunError(f"output_dir: {self.path} is a file", hint="choose another output_dir")
         if self.report_file.exists():
             return "finished"
-        if self.path.exists() and any(self.path.iterdir()):
+        if self.path.exists() and any(path.name != LOCK for path in self.path.iterdir()):
             return "started"
         return "empty"
 

@@ -1,5 +1,7 @@
 """A run learns, resumes bit for bit, does not depend on how a batch is cut, and saves what others can load."""
 
+import errno
+import fcntl
 import json
 import math
 import os
@@ -314,8 +316,31 @@ def test_other_surroundings_are_said_once(tmp_path: Path, caplog: pytest.LogCapt
     assert [sentence.split(": ")[1] for sentence in said] == [f"threads {threads} before, {threads + 1} now"]
 
 
-def test_two_runs_in_one_directory_are_one_too_many(tmp_path: Path) -> None:
+@pytest.mark.parametrize("over", ["disk", "NFS"])
+def test_two_runs_in_one_directory_are_one_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, over: str) -> None:
     recipe = tiny_recipe(tmp_path, "clm")
-    with Run(Path(recipe.output_dir)).locked(), pytest.raises(RunError, match="another process is training in"):
+    real = fcntl.flock
+
+    def flock(descriptor: int, operation: int) -> None:
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        real(descriptor, operation)
+
+    if over == "NFS":  # there it is as Linux says: only what is open for writing
+        monkeypatch.setattr(fcntl, "flock", flock)
+    run = Run(Path(recipe.output_dir))
+    with run.locked(), pytest.raises(RunError, match="another process is training in"):
         train(recipe)
+    assert run.state == "empty", "as a run that was killed just then: the file that was locked is no content"
     assert train(recipe).state == "finished"
+
+
+def test_a_run_that_cannot_be_locked_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert tiny_run(tmp_path, "clm", "train.duration=1").state == "finished"
+    assert "cannot be locked (No locks available): nothing keeps another process from training in it" in caplog.text
