@@ -295,6 +295,7 @@ def test_odd_json_is_damage_and_no_more(prepared: dict[str, Run], tmp_path: Path
         folder = shutil.copytree(run.checkpoints / NEW, tmp_path / name / NEW, copy_function=os.link)
         replace(folder / name, content)
         if name == "progress.json":
+            (folder / MANIFEST).unlink()
             write_manifest(folder, of=NEW)
         assert checkpoint_damage(folder) is not None
     whole = run.metrics_file.read_bytes().splitlines()
@@ -386,9 +387,8 @@ def test_weights_under_another_name_are_not_replaced_by_new_ones(prepared: dict[
     renamed = {name.replace("ln_f", "norm"): tensor for name, tensor in load_file(file).items()}
     file.unlink()
     save_file(renamed, file, metadata={"format": "pt"})
-    manifest = run.checkpoints / NEW / MANIFEST
-    manifest.unlink()
-    write_manifest(manifest.parent, of=NEW)
+    (run.checkpoints / NEW / MANIFEST).unlink()
+    write_manifest(run.checkpoints / NEW, of=NEW)
     with pytest.raises(CheckpointError, match=r"there are no weights for transformer\.ln_f\.bias") as caught:
         train(load(run.recipe_file), resume=True)
     assert "the versions of the libraries" in str(caught.value.hint)
