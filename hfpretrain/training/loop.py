@@ -28,7 +28,7 @@ from hfpretrain.training.metrics import Metrics, Window
 from hfpretrain.training.publisher import Publisher
 from hfpretrain.training.schedule import Plan, learning_rate_factor, passed
 from hfpretrain.training.session import Session, open_accelerator, prepare_session, utilisation
-from hfpretrain.training.signals import StopNow, StopRequest, stop_on_signals
+from hfpretrain.training.signals import SAVED, StopNow, StopRequest, stop_on_signals
 
 log = logging.getLogger(__name__)
 
@@ -76,13 +76,21 @@ def train(recipe: Recipe, *, resume: bool = False, allow_changes: bool = False, 
         # aborts otherwise.
         accelerator.free_memory()
         accelerator.end_training()
-    if publisher and request.signal:
+    if publisher:  # no other process waits for this
+        push_the_rest(publisher, run, request)
+    return run
+
+
+def push_the_rest(publisher: Publisher, run: Run, request: StopRequest) -> None:
+    """Pushes what is left of a finished run; Stopped after a signal, which is not waited for."""
+    try:
+        if request.signal:
+            raise StopNow(request.signal, SAVED)
+        publisher.finish()
+    except StopNow as stop:
         publisher.abandon()
         hint = "the same command with --resume pushes it"
-        raise Stopped(f"{run.path} is finished, and not pushed yet", signal=request.signal, hint=hint)
-    if publisher:  # no other process waits for this
-        publisher.finish()
-    return run
+        raise Stopped(f"{run.path} is finished, and not pushed yet", signal=stop.signal, hint=hint) from None
 
 
 def unfinished_pushes(recipe: Recipe, run: Run) -> Publisher | None:
