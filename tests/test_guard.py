@@ -142,3 +142,14 @@ def test_what_counts_as_a_jump() -> None:
         assert each.judge(torch.tensor(math.nan), norm).tolist() == [1, 0, 1]
         assert each.judge(torch.tensor(2.0), torch.tensor(math.inf)).tolist() == [1, 0, 1]
     assert sum(int(guard.judge(torch.tensor(3.0), norm)[1]) for _ in range(SPIKE_STEPS)) < 10
+
+
+@pytest.mark.parametrize(("level", "small", "large"), [(2.0, 0.01, 0.2), (1e-6, 1e-8, 1e-6), (0.0, 0.0, 0.1)])
+def test_a_loss_that_hardly_changes_does_not_jump(level: float, small: float, large: float) -> None:
+    """Where losses are all but equal, anything is many deviations; only what is a share of the loss itself counts."""
+    guard = Guard(Train(skip_spikes=True), torch.device("cpu"), scaled=False)
+    norm = torch.tensor(1.0)
+    for _ in range(SPIKE_STEPS):
+        guard.judge(torch.tensor(level), norm)
+    assert guard.judge(torch.tensor(level + small), norm).tolist() == [0, 0, 0]
+    assert guard.judge(torch.tensor(level + large), norm).tolist() == [0, 1, 1]

@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 SPIKE_DEVIATIONS, SPIKE_STEPS = 6.0, 128
 """A loss that is so many standard deviations above the mean of so many steps before it is a spike."""
+SPIKE_SHARE = 0.03
+"""And at least so much of the mean above it: where losses are all but equal, any change is many deviations."""
 NONFINITE_IN_A_ROW = 3
 """So many such steps are passed over where the recipe says so; one more in a row ends the run."""
 NAMED_DOCUMENTS = 5
@@ -80,7 +82,8 @@ class Guard:
         """
         finite = mean_loss.isfinite() if self.scaled else mean_loss.isfinite() & norm.isfinite()
         # Not a number, hence no spike, until there are enough.
-        spike = mean_loss > self.recent.mean() + SPIKE_DEVIATIONS * self.recent.std(correction=0)
+        mean, deviation = self.recent.mean(), self.recent.std(correction=0)
+        spike = mean_loss - mean > torch.maximum(SPIKE_DEVIATIONS * deviation, SPIKE_SHARE * mean)
         # A spike counts as well: where losses stay high, that is what they are now.
         self.recent = torch.where(mean_loss.isfinite(), torch.cat([self.recent[1:], mean_loss[None]]), self.recent)
         left_out = (~finite | spike) if self.settings.skip_spikes else ~finite
