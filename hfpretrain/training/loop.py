@@ -28,7 +28,7 @@ from hfpretrain.training.metrics import Metrics, Window
 from hfpretrain.training.publisher import Publisher
 from hfpretrain.training.schedule import Plan, learning_rate_factor, passed
 from hfpretrain.training.session import Session, open_accelerator, prepare_session, utilisation
-from hfpretrain.training.signals import StopNow, StopRequest, stop_on_signals
+from hfpretrain.training.signals import SAVED, StopNow, StopRequest, stop_on_signals
 
 log = logging.getLogger(__name__)
 
@@ -76,13 +76,21 @@ def train(recipe: Recipe, *, resume: bool = False, allow_changes: bool = False, 
         # aborts otherwise.
         accelerator.free_memory()
         accelerator.end_training()
-    if publisher and request.signal:
+    if publisher:  # no other process waits for this
+        push_the_rest(publisher, run, request)
+    return run
+
+
+def push_the_rest(publisher: Publisher, run: Run, request: StopRequest) -> None:
+    """Pushes what is left of a finished run; Stopped after a signal, which is not waited for."""
+    try:
+        if request.signal:
+            raise StopNow(request.signal, SAVED)
+        publisher.finish()
+    except StopNow as stop:
         publisher.abandon()
         hint = "the same command with --resume pushes it"
-        raise Stopped(f"{run.path} is finished, and not pushed yet", signal=request.signal, hint=hint)
-    if publisher:  # no other process waits for this
-        publisher.finish()
-    return run
+        raise Stopped(f"{run.path} is finished, and not pushed yet", signal=stop.signal, hint=hint) from None
 
 
 def unfinished_pushes(recipe: Recipe, run: Run) -> Publisher | None:
@@ -134,7 +142,9 @@ def run_loop(session: Session, at: Progress, checkpoint: Path | None, request: S
                     save_now(session, metrics, publisher, at)
                 if stopped_by:
                     raise stopped(at.step, stopped_by)
-        session.facts |= {"nonfinite_steps": session.judged.nonfinite, "loss_spikes": session.judged.spikes}
+        judged = session.judged
+        session.facts |= {"nonfinite_steps": judged.nonfinite, "loss_spikes": judged.spikes}
+        session.facts |= {"overflow_steps": judged.overflows}
         finish(session, metrics, at.step, at.seconds, at.evaluated)
     except BaseException:
         if publisher:
@@ -182,8 +192,8 @@ def branch_name(recipe: Recipe, plan: Plan, step: int) -> str:
 
 
 def train_step(session: Session, step: int, micro_batches: list[MicroBatch], targets: int, rate: float) -> torch.Tensor:
-    """One optimizer step. Returns [4] on the device: the summed loss of all processes, the gradient's norm, and
-    whether (1 or 0) the guard found that they are no numbers, and that the loss jumped.
+    """One optimizer step. Returns [5] on the device: the summed loss of all processes, the gradient's norm, and
+    whether (1 or 0) they are no numbers, the loss jumped, and fp16's loss scale left the step out, as `Step` has it.
 
     The gradient is that of the summed loss divided by the targets of the whole step, over all micro-batches and
     processes; the processes' gradients are averaged, hence their number as a factor.
@@ -210,14 +220,15 @@ def train_step(session: Session, step: int, micro_batches: list[MicroBatch], tar
         clip = session.recipe.train.gradient_clip or float("inf")
         norm = torch.as_tensor(accelerator.clip_grad_norm_(model.parameters(), clip)).detach()
         verdict = session.guard.judge(total / max(targets, 1), norm)
+        overflow = torch.zeros_like(norm)
         if accelerator.scaler is None:
             leave_out(session.optimizers, verdict[2])
         else:  # fp16: its scaler leaves out such a step by itself, and the next has a smaller loss scale
-            norm = torch.nan_to_num(norm, nan=0.0, posinf=0.0)
+            overflow = (1 - verdict[0]) * ~norm.isfinite()
         for optimizer in session.optimizers:
             optimizer.step()
             optimizer.zero_grad()
-    return torch.cat([torch.stack([total, norm]), verdict[:2]])
+    return torch.stack([total, norm, *verdict[:2], overflow])
 
 
 def upcoming(session: Session, step: int) -> Iterator[tuple[list[MicroBatch], int]]:
@@ -271,8 +282,11 @@ def log_window(session: Session, metrics: Metrics, display: Display, *, step: in
     loss = window.loss / max(window.targets, 1)
     found: dict[str, Any] = {"nonfinite_steps": window.nonfinite} if window.nonfinite else {}
     found |= {"loss_spikes": window.spikes} if window.spikes else {}
+    found |= {"overflow_steps": window.overflows} if window.overflows else {}
     if finite := window.steps - window.nonfinite:
-        found |= {"loss": loss, "gradient_norm": window.gradient_norm / finite}
+        found |= {"loss": loss}
+        if updates := finite - window.overflows:
+            found |= {"gradient_norm": window.gradient_norm / updates}
     tokens_per_second = window.steps * session.plan.tokens_per_step / max(window.seconds, 1e-9)
     metrics.write(
         {

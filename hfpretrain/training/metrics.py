@@ -29,6 +29,8 @@ class Window:
     nonfinite: int = 0
     """Steps whose loss or gradient was no number: they count in `steps` only."""
     spikes: int = 0
+    overflows: int = 0
+    """Steps left out by fp16's loss scale: their gradient does not count in `gradient_norm`."""
     seconds: float = 0.0
     phases: dict[str, float] = field(default_factory=dict)
 
@@ -108,16 +110,17 @@ class Metrics:
         """The window with everything added so far. This is where the device is waited for."""
         if self.added:
             outcomes = torch.stack([outcome for *_, outcome in self.added]).cpu().double().tolist()
-            for (number, targets, _), (loss, norm, nonfinite, spike) in zip(self.added, outcomes, strict=True):
-                step = Step(number, loss, targets, norm, bool(nonfinite), bool(spike))
+            for (number, targets, _), (loss, norm, *judged) in zip(self.added, outcomes, strict=True):
+                step = Step(number, loss, targets, norm, *map(bool, judged))
                 self.unheard.append(step)
                 self.window.steps += 1
                 self.window.nonfinite += step.nonfinite
                 self.window.spikes += step.spike
+                self.window.overflows += step.overflow
                 if not step.nonfinite:
                     self.window.loss += loss
                     self.window.targets += targets
-                    self.window.gradient_norm += norm
+                    self.window.gradient_norm += 0.0 if step.overflow else norm
             self.added = []
             for name, seconds in self.phases.take().items():
                 self.window.phases[name] = self.window.phases.get(name, 0.0) + seconds

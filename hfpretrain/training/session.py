@@ -3,6 +3,7 @@
 import logging
 import os
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,9 @@ from hfpretrain.training.schedule import Plan
 log = logging.getLogger(__name__)
 
 
+PATIENCE = timedelta(hours=4)
+"""How long processes wait for one of them, which may be preparing the data, writing or hashing a checkpoint; NCCL's own
+10 minutes are too few for that. One that ends is noticed by its launcher, one that hangs only so late."""
 COUNTED_BLOCKS = 8
 """Blocks whose operations are counted: enough for the share of targets to be near the usual one."""
 
@@ -175,7 +179,7 @@ def open_accelerator(recipe: Recipe) -> Accelerator:
     AcceleratorState._reset_state()  # several runs in one Python process may differ in precision
     # Without an accelerator, Accelerate joins the processes of torchrun only if told that it is to be CPU.
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    device = PartialState(cpu=several and not torch.accelerator.is_available()).device
+    device = PartialState(cpu=several and not torch.accelerator.is_available(), timeout=PATIENCE).device
     precision = hardware.choose_precision(recipe.train.precision, device)
     if precision == "fp16" and recipe.optimizer.name == "muon":
         raise RecipeError("optimizer.name: muon does not go with fp16's loss scaling", hint="set train.precision: bf16")
