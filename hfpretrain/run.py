@@ -5,7 +5,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -85,8 +85,9 @@ class Run:
     def locked(self) -> Iterator[None]:
         """Keeps other processes from training in this directory, which is made; RunError where one does.
 
-        The system lifts the lock when the process ends, however it ends; no file is left behind.
+        The system lifts the lock when the process ends, however it ends; no file is left behind, and no empty folder.
         """
+        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         self.create()
         folder = os.open(self.path, os.O_RDONLY)
         try:
@@ -100,6 +101,9 @@ class Run:
         try:
             yield
         finally:
+            with suppress(OSError):  # where something is in it, it stays
+                for each in made:
+                    each.rmdir()
             os.close(folder)
 
     @property

@@ -1,18 +1,24 @@
 """The beginning of a run: where it is, taken from the newest checkpoint or from nothing, and what it says of itself."""
 
+import json
 import logging
 import shutil
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from hfpretrain.amounts import count, span
 from hfpretrain.errors import CheckpointError, RunError
 from hfpretrain.evaluation import Evaluated
 from hfpretrain.files import move_files, write_whole
-from hfpretrain.recipe import dump
-from hfpretrain.run import newest_whole
-from hfpretrain.training.changes import compare_surroundings, surroundings
+from hfpretrain.recipe import Recipe, dump, load
+from hfpretrain.run import PROGRESS, Run, State, newest_whole
+from hfpretrain.training.changes import check_unchanged, compare_surroundings, surroundings
 from hfpretrain.training.checkpoint import SMALL_FILES, prune, restore_checkpoint, set_aside_later, written_by_all
 from hfpretrain.training.guard import Judged
 from hfpretrain.training.metrics import Metrics, Window
@@ -21,6 +27,8 @@ from hfpretrain.training.publisher import Publisher
 from hfpretrain.training.session import Session
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(kw_only=True)
@@ -48,6 +56,11 @@ class Progress:
     """Where this checkpoint is pushed to, if it is."""
 
     @staticmethod
+    def read(checkpoint: Path) -> "Progress":
+        """The progress that a whole checkpoint holds; CheckpointError where it is something else."""
+        return Progress.of(json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8")))
+
+    @staticmethod
     def of(saved: dict[str, Any]) -> "Progress":
         """From what `asdict` gave; keys of another version are left out. CheckpointError where it is something else."""
         try:
@@ -66,26 +79,86 @@ class Progress:
         return asdict(self)
 
 
-def begin(session: Session, *, changes: list[str], allow_changes: bool) -> tuple[Progress, Path | None]:
-    """Goes back to the newest whole checkpoint, if there is one, and writes down the recipe.
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins or goes on. The first process decides it and tells the others, so that all do the same."""
 
-    `changes` are those of the recipe. Returns the progress and the checkpoint. Raises RunError where the data is not
-    what the run was started with, unless that is allowed.
+    state: State
+    checkpoint: Path | None = None
+    """The newest whole one, if there is one."""
+    progress: Progress = field(default_factory=Progress)
+    """What it holds."""
+    changes: tuple[str, ...] = ()
+    """Of the recipe in what is learnt."""
+    changes_allowed: bool = False
+
+
+def find_start(run: Run, recipe: Recipe, held: ExitStack, *, resume: bool, allow_changes: bool) -> Start:
+    """Locks the run, until `held` lets it go, and finds out where it is.
+
+    Raises RunError where there is a run and `resume` is false, or one of another recipe, unless that is allowed;
+    CheckpointError where no checkpoint is whole.
+    """
+    require_asked_for(run, resume=resume)
+    held.enter_context(run.locked())
+    state = require_asked_for(run, resume=resume)  # another process may have ended just now
+    changes: list[str] = []
+    if run.recipe_file.exists():
+        changes = check_unchanged(load(run.recipe_file), recipe, run, allowed=allow_changes)
+    if state == "finished":
+        return Start(state)
+    checkpoint = newest_whole(run.checkpoints)
+    progress = Progress.read(checkpoint) if checkpoint else Progress()
+    return Start(state, checkpoint, progress, tuple(changes), allow_changes)
+
+
+def require_asked_for(run: Run, *, resume: bool) -> State:
+    """The state of a run. Raises RunError where there is one, and nobody has said that it is to go on."""
+    state = run.state
+    if state != "empty" and not resume:
+        raise RunError(
+            f"{run.path} is not empty: a run is there already",
+            hint="go on with it by --resume, or choose another output_dir",
+        )
+    return state
+
+
+def told_to_all(accelerator: Accelerator, decide: Callable[[], T]) -> T:
+    """What the first process decides; or all raise its error, so that none waits for the others.
+
+    Were each to look for itself, a file that cannot be read on one of their machines would part them.
+    """
+    decided: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            decided[0] = decide()
+        except Exception as error:
+            decided[1] = error
+    result, failure = broadcast_object_list(decided)
+    if failure is not None:
+        raise failure
+    told: T = result
+    return told
+
+
+def begin(session: Session, start: Start) -> Progress:
+    """Goes back to the checkpoint, if there is one, and writes down the recipe. Returns how far the run is.
+
+    Raises RunError where the data is not what the run was started with, unless that is allowed.
     """
     recipe, run, accelerator = session.recipe, session.run, session.accelerator
-    progress = Progress()
-    checkpoint = newest_whole(run.checkpoints)
+    checkpoint, progress, changes = start.checkpoint, start.progress, [*start.changes]
     if checkpoint is not None:
-        progress = Progress.of(restore_checkpoint(checkpoint, accelerator, session.model))
+        restore_checkpoint(checkpoint, accelerator, session.model)
         set_aside_later(checkpoint, accelerator)
         log.info("going on from %s", checkpoint)
     if progress.data not in (None, session.batches.fingerprint):
         what = f"the data is not what {run.path} was started with"
-        if not allow_changes:
+        if not start.changes_allowed:
             hint = "bring the old data back, choose another output_dir for a new run, or go on with --allow-changes"
             raise RunError(what, hint=hint)
         log.warning("%s; another order of other blocks follows from here on", what)
-        changes = [*changes, "the data"]
+        changes.append("the data")
     if changes:
         progress.changes.append({"after_step": progress.step, "changed": changes})
     now = surroundings(accelerator.num_processes, session.facts["device"])
@@ -98,7 +171,7 @@ def begin(session: Session, *, changes: list[str], allow_changes: bool) -> tuple
     own = recipe.train.batch_size // int(accelerator.num_processes)
     if recipe.train.micro_batch_size == "auto" and progress.micro_batch_size and own % progress.micro_batch_size == 0:
         session.micro_batch_size = progress.micro_batch_size  # dropout depends on it
-    if checkpoint is None and run.recipe_file.exists():
+    if checkpoint is None and start.state == "started":
         log.info("%s has no checkpoint: it starts from the beginning", run.path)
     with written_by_all(accelerator, str(run.path), run.partial, SMALL_FILES):
         if accelerator.is_main_process:
@@ -109,7 +182,7 @@ def begin(session: Session, *, changes: list[str], allow_changes: bool) -> tuple
             move_files(run.partial, run.path)
             write_whole(run.recipe_file, dump(recipe))
     announce(session, progress.step)
-    return progress, checkpoint
+    return progress
 
 
 def open_metrics(session: Session, at: Progress) -> Metrics:
