@@ -13,7 +13,9 @@ import torch
 from safetensors.torch import save_file
 from tiny import LLAMA, metrics, same_weights, tiny_recipe, tiny_run, weights
 
-from hfpretrain.errors import DataError, RecipeError, RunError, TrainingError
+from hfpretrain.data.batches import open_batches
+from hfpretrain.errors import DataError, RecipeError, RunError, Stopped, TrainingError
+from hfpretrain.modeling.tokenizer import build_tokenizer, load_tokenizer
 from hfpretrain.run import Run
 from hfpretrain.training.loop import train
 
@@ -150,6 +152,23 @@ def test_resuming_with_another_recipe_or_other_data_is_refused(tmp_path: Path) -
         tiny_run(tmp_path, "clm", resume=True)
 
 
+def test_the_same_text_in_other_tokens_is_other_data(tmp_path: Path) -> None:
+    """As many tokens, with two words under each other's ids."""
+    recipe = tiny_recipe(tmp_path, "mlm")
+    tokenizers = []
+    for number, swapped in enumerate((False, False, True)):
+        tokenizer = build_tokenizer(recipe)
+        content = json.loads(tokenizer.backend_tokenizer.to_str())
+        words = content["model"]["vocab"]
+        if swapped:
+            words["the"], words["fox"] = words["fox"], words["the"]
+        tokenizer.save_pretrained(tmp_path / str(number))
+        (tmp_path / str(number) / "tokenizer.json").write_text(json.dumps(content))
+        tokenizers.append(load_tokenizer(str(tmp_path / str(number)), "mlm"))
+    one, same, other = (open_batches(recipe, tokenizer).fingerprint for tokenizer in tokenizers)
+    assert one == same != other
+
+
 def test_a_longer_duration_goes_on(tmp_path: Path) -> None:
     run = tiny_run(tmp_path, "clm")
     run.report_file.unlink()
@@ -237,6 +256,21 @@ def test_going_on_from_a_run(tmp_path: Path) -> None:
     first = tiny_run(tmp_path, "mlm", name="first")
     more = tiny_run(tmp_path, "mlm", f"model={{from: {first.path}}}", "tokenizer={}", "optimizer.lr=1e-9", name="more")
     assert more.report()["validation_loss"] == pytest.approx(first.report()["validation_loss"], abs=1e-3)
+
+
+def test_going_on_from_a_model_that_is_gone_since(tmp_path: Path) -> None:
+    """The checkpoint holds all of it; and the card names no folder that is not there, as if it were on the Hub."""
+    base = tiny_run(tmp_path, "mlm", "train.duration=2", name="base")
+    settings = [f"model={{from: {base.path}}}", "tokenizer={}"]
+    whole = tiny_run(tmp_path, "mlm", *settings, name="whole")
+    stopped = tiny_recipe(tmp_path, "mlm", *settings, name="stopped")
+    with pytest.raises(Stopped):
+        train(stopped, stop_after=7)
+    shutil.rmtree(base.path)
+    resumed = train(stopped, resume=True)
+    assert same_weights(weights(whole), weights(resumed))
+    assert resumed.report()["base_model"] is None
+    assert str(base.path) not in resumed.card_file.read_text()
 
 
 def test_others_can_load_what_was_trained(tmp_path: Path) -> None:

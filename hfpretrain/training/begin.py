@@ -45,6 +45,8 @@ class Progress:
     judged: Judged = field(default_factory=Judged)
     data: str | None = None
     """The fingerprint of the data."""
+    bases: dict[str, str | None] = field(default_factory=dict)
+    """The facts of model and tokenizer that the run began with: whether they are local folders is not seen later."""
     micro_batch_size: int | None = None
     surroundings: dict[str, str] = field(default_factory=dict)
     """What the last bits depend on beside recipe and data."""
@@ -165,7 +167,8 @@ def begin(session: Session, start: Start) -> Progress:
     if checkpoint is not None:
         compare_surroundings(progress.surroundings, now)
     progress.surroundings = now
-    session.facts["changes"] = progress.changes
+    session.facts |= {"changes": progress.changes, **progress.bases}
+    progress.bases = {key: session.facts[key] for key in ("base_model", "base_tokenizer")}
     session.judged = progress.judged
     session.guard.remember(progress.judged.recent)
     own = recipe.train.batch_size // int(accelerator.num_processes)

@@ -60,7 +60,7 @@ def train(recipe: Recipe, *, resume: bool = False, allow_changes: bool = False, 
                     publisher = unfinished_pushes(recipe, run)
                 log.info("%s is finished%s", run.path, "" if publisher else "; nothing to do")
             else:
-                session = prepare_session(recipe, run, accelerator)
+                session = prepare_session(recipe, run, accelerator, start.checkpoint)
                 at = begin(session, start)
                 publisher = run_loop(session, at, start.checkpoint, request)
     except StopNow as stop:
