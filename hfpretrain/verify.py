@@ -97,7 +97,8 @@ def replay(path: Path, steps: int) -> Iterator[Finding]:
         copy = Run(Path(folder) / "run")
         _copy_back(run, copy, starts[start])
         try:
-            train(_alone(recipe, copy), resume=True, stop_after=end)
+            # The run may have been changed after that checkpoint; what else is changed shows in what comes of it.
+            train(_alone(recipe, copy), resume=True, allow_changes=True, stop_after=end)
         except Stopped as stop:
             if not copy.checkpoints.joinpath(f"step-{end:08d}").is_dir():  # a signal of the user's
                 raise stop

@@ -1,5 +1,6 @@
 """A run learns, resumes bit for bit, does not depend on how a batch is cut, and saves what others can load."""
 
+import dataclasses
 import json
 import math
 import os
@@ -18,6 +19,7 @@ from hfpretrain.errors import DataError, RecipeError, RunError, Stopped, Trainin
 from hfpretrain.modeling.tokenizer import build_tokenizer, load_tokenizer
 from hfpretrain.run import Run
 from hfpretrain.training.loop import train
+from hfpretrain.training.metrics import Metrics
 
 
 def cut_back(run: Run, folder: Path, step: int) -> Run:
@@ -312,6 +314,32 @@ def test_changes_that_are_allowed_are_said_and_recorded(tmp_path: Path, caplog: 
     run.report_file.unlink()
     with pytest.raises(RunError, match=r"optimizer\.name: adamw before, muon now"):
         train(tiny_recipe(tmp_path, "clm", "optimizer={name: muon, lr: 2e-3}"), resume=True, allow_changes=True)
+
+
+def test_a_change_counts_from_the_first_checkpoint_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed before that, nothing was learnt with it: it has to be allowed again, or may be undone."""
+    recipe, changed = tiny_recipe(tmp_path, "clm"), tiny_recipe(tmp_path, "clm", "optimizer.lr=2e-3")
+    with pytest.raises(Stopped):
+        train(recipe, stop_after=7)
+    run = Run(Path(recipe.output_dir))
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Metrics, "write", killed)
+        train(changed, resume=True, allow_changes=True)
+    assert "lr: 0.002" in run.recipe_file.read_text()
+    with pytest.raises(RunError, match=r"optimizer\.lr: 0\.001 before, 0\.002 now"):
+        train(changed, resume=True)
+    other = Run(Path(shutil.copytree(run.path, tmp_path / "other")))
+    other.recipe_file.unlink()
+    with pytest.raises(RunError, match=r"optimizer\.lr: 0\.001 before, 0\.002 now"):
+        train(dataclasses.replace(changed, output_dir=str(other.path)), resume=True)
+    report = train(dataclasses.replace(changed, output_dir=str(other.path)), resume=True, allow_changes=True).report()
+    assert report["changes"] == [{"after_step": 7, "changed": ["optimizer.lr: 0.001 before, 0.002 now"]}]
+    assert train(recipe, resume=True).report()["changes"] == []
+    assert same_weights(weights(run), weights(tiny_run(tmp_path, "clm", name="whole")))
 
 
 def test_other_surroundings_are_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

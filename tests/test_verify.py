@@ -8,10 +8,11 @@ import pytest
 from conftest import Command
 from tiny import tiny_recipe, tiny_run
 
-from hfpretrain.errors import RunError
+from hfpretrain.errors import RunError, Stopped
 from hfpretrain.files import commit_folder, damage
 from hfpretrain.recipe import dump
 from hfpretrain.run import Run
+from hfpretrain.training.loop import train
 from hfpretrain.verify import replay, verify
 
 
@@ -51,6 +52,16 @@ def test_what_does_not_reproduce_is_shown(tmp_path: Path) -> None:
     shutil.rmtree(checkpoint)
     commit_folder(run.checkpoints / "beside", checkpoint)
     assert [finding.good for finding in replay(run.path, 2)] == [False, False]
+
+
+def test_a_run_that_was_changed_on_the_way_reproduces(tmp_path: Path) -> None:
+    """From the checkpoint after which it was changed, which holds the recipe from before."""
+    recipe = tiny_recipe(tmp_path, "clm", "checkpoints.keep=3")
+    with pytest.raises(Stopped):
+        train(recipe, stop_after=7)
+    changed = tiny_recipe(tmp_path, "clm", "checkpoints.keep=3", "optimizer.lr=2e-3")
+    run = train(changed, resume=True, allow_changes=True)
+    assert [finding.good for finding in replay(run.path, 5)] == [True, True]
 
 
 def test_damage_is_found_and_is_the_exit_status(tmp_path: Path, hfpretrain: Command) -> None:

@@ -13,10 +13,10 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from hfpretrain.amounts import count, span
-from hfpretrain.errors import CheckpointError, RunError
+from hfpretrain.errors import CheckpointError, RecipeError, RunError
 from hfpretrain.evaluation import Evaluated
 from hfpretrain.files import move_files, write_whole
-from hfpretrain.recipe import Recipe, dump, load
+from hfpretrain.recipe import Recipe, dump, from_mapping, load, to_mapping
 from hfpretrain.run import PROGRESS, Run, State, newest_whole
 from hfpretrain.training.changes import check_unchanged, compare_surroundings, surroundings
 from hfpretrain.training.checkpoint import SMALL_FILES, prune, restore_checkpoint, set_aside_later, written_by_all
@@ -43,6 +43,8 @@ class Progress:
     evaluation_due: bool = False
     """Whether the evaluation after this step was given up for a signal, and is to be made first of all."""
     judged: Judged = field(default_factory=Judged)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    """What it was trained with, every default written out."""
     data: str | None = None
     """The fingerprint of the data."""
     bases: dict[str, str | None] = field(default_factory=dict)
@@ -77,6 +79,13 @@ class Progress:
         except (TypeError, AttributeError) as error:
             raise CheckpointError(f"the progress that a checkpoint holds cannot be read: {error}") from error
 
+    def trained_with(self, checkpoint: Path) -> Recipe:
+        """The recipe that the checkpoint was trained with."""
+        try:
+            return from_mapping(self.recipe)
+        except RecipeError as error:
+            raise CheckpointError(f"the recipe that {checkpoint} was trained with cannot be read: {error}") from error
+
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -104,13 +113,13 @@ def find_start(run: Run, recipe: Recipe, held: ExitStack, *, resume: bool, allow
     require_asked_for(run, resume=resume)
     held.enter_context(run.locked())
     state = require_asked_for(run, resume=resume)  # another process may have ended just now
-    changes: list[str] = []
-    if run.recipe_file.exists():
-        changes = check_unchanged(load(run.recipe_file), recipe, run, allowed=allow_changes)
-    if state == "finished":
+    checkpoint = None if state == "finished" else newest_whole(run.checkpoints)
+    if checkpoint is None:  # nothing is learnt yet, or nothing will be any more
+        if run.recipe_file.exists():
+            check_unchanged(load(run.recipe_file), recipe, run, allowed=allow_changes)
         return Start(state)
-    checkpoint = newest_whole(run.checkpoints)
-    progress = Progress.read(checkpoint) if checkpoint else Progress()
+    progress = Progress.read(checkpoint)
+    changes = check_unchanged(progress.trained_with(checkpoint), recipe, run, allowed=allow_changes)
     return Start(state, checkpoint, progress, tuple(changes), allow_changes)
 
 
@@ -163,6 +172,7 @@ def begin(session: Session, start: Start) -> Progress:
         changes.append("the data")
     if changes:
         progress.changes.append({"after_step": progress.step, "changed": changes})
+    progress.recipe = to_mapping(recipe)
     now = surroundings(accelerator.num_processes, session.facts["device"])
     if checkpoint is not None:
         compare_surroundings(progress.surroundings, now)

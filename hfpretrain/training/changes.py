@@ -1,4 +1,4 @@
-"""What a run may be resumed with: recipe and surroundings that it was started with, or what may differ from them."""
+"""What a run may be resumed with: recipe and surroundings that it was trained with, or what may differ from them."""
 
 import logging
 from typing import Any
@@ -25,7 +25,7 @@ BUILT_IN = {"objective", "model", "tokenizer", "optimizer.name"}
 
 
 def check_unchanged(before: Recipe, now: Recipe, run: Run, *, allowed: bool = False) -> list[str]:
-    """Raises RunError if the recipe that a run was started with differs from `now` in what is learnt.
+    """Raises RunError if the recipe that a run was trained with differs from `now` in what is learnt.
 
     With `allowed` such differences are said and returned, but for those that a checkpoint cannot go on with.
     """
@@ -37,11 +37,11 @@ def check_unchanged(before: Recipe, now: Recipe, run: Run, *, allowed: bool = Fa
     if impossible or (serious and not allowed):
         other_way = "" if impossible else ", or go on all the same with --allow-changes"
         raise RunError(
-            f"{run.path} was started with another recipe ({'; '.join(differences)})",
+            f"{run.path} was trained with another recipe ({'; '.join(differences)})",
             hint=f"undo the change, or choose another output_dir for a new run{other_way}",
         )
     if changed := [key for key in changed if key not in serious]:
-        log.info("changed since the run was started: %s", ", ".join(changed))
+        log.info("changed since the run was last saved: %s", ", ".join(changed))
     if differences:
         log.warning("what is learnt from here on is changed: %s", "; ".join(differences))
     return differences
