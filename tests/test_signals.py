@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Command
@@ -15,6 +16,7 @@ from hfpretrain.errors import Stopped
 from hfpretrain.recipe import dump, load
 from hfpretrain.run import Run
 from hfpretrain.training.loop import train
+from hfpretrain.training.metrics import Metrics
 
 
 def started(recipe: Path, **environment: str) -> "subprocess.Popen[str]":
@@ -137,6 +139,31 @@ def test_the_evaluation_at_the_end_is_made_up_for(tmp_path: Path) -> None:
     run = train(recipe, resume=True)
     assert metrics(run) == metrics(whole)
     assert run.report()["validation_loss"] == whole.report()["validation_loss"]
+
+
+def test_an_evaluation_that_was_made_up_for_is_there_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run was killed after it, before another checkpoint, and makes it up once more."""
+    settings = ["checkpoints.every=100"]
+    whole = tiny_run(tmp_path, "clm", *settings, name="whole")
+    recipe = tiny_recipe(tmp_path, "clm", *settings, name="stopped")
+    hear_after(6)
+    with pytest.raises(Stopped, match="after step 6"):
+        train(recipe)
+    run, real = Run(Path(recipe.output_dir)), Metrics.write
+    assert "validation_loss" not in metrics(run)[-1]
+
+    def killed(self: Metrics, line: dict[str, Any]) -> None:
+        if line["step"] == 8:
+            raise KeyboardInterrupt
+        real(self, line)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Metrics, "write", killed)
+        train(recipe, resume=True)
+    assert metrics(run) == metrics(whole)[: len(metrics(run))]
+    assert "validation_loss" in metrics(run)[-2]
+    train(recipe, resume=True)
+    assert metrics(run) == metrics(whole)
 
 
 def hear_after(times: int) -> None:

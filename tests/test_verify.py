@@ -83,6 +83,28 @@ def test_damage_is_found_and_is_the_exit_status(tmp_path: Path, hfpretrain: Comm
     assert lines["metrics.jsonl"] == "a line cannot be read"
 
 
+@pytest.mark.parametrize("stop_after", [7, 12])
+def test_metrics_that_were_cut_before_a_resume(
+    tmp_path: Path, stop_after: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is said, then and ever after; also where no other checkpoint was saved."""
+    recipe = tiny_recipe(tmp_path, "clm")
+    with pytest.raises(Stopped):
+        train(recipe, stop_after=stop_after)
+    run = Run(Path(recipe.output_dir))
+    lines = run.metrics_file.read_text().splitlines(keepends=True)
+    run.metrics_file.write_text("".join(lines[:3]) + lines[3][:20])
+    before = f"3 lines are there, and {len(lines)} were when step {stop_after} was saved"
+    assert list(verify(run.path))[-1].found == before
+    train(recipe, resume=True)
+    assert f"{run.metrics_file} lacks {len(lines) - 3} lines that were in it" in caplog.text
+    left = [step for step in range(1, 13) if step <= 3 or step > stop_after]
+    assert [line["step"] for line in run.metrics() if "loss" in line] == left
+    found = list(verify(run.path))[-1]
+    assert not found.good
+    assert found.found == (f"lines that were lost before a resume: {len(lines) - 3}" if stop_after == 7 else before)
+
+
 def test_what_cannot_be_verified(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="is not a run"):
         list(verify(tmp_path))

@@ -21,6 +21,7 @@ from hfpretrain.run import PROGRESS, Run, State, newest_whole
 from hfpretrain.training.changes import check_unchanged, compare_surroundings, surroundings
 from hfpretrain.training.checkpoint import SMALL_FILES, prune, restore_checkpoint, set_aside_later, written_by_all
 from hfpretrain.training.guard import Judged
+from hfpretrain.training.lines import Lines, Written
 from hfpretrain.training.metrics import Metrics, Window
 from hfpretrain.training.micro_batch import seconds_of
 from hfpretrain.training.publisher import Publisher
@@ -54,8 +55,8 @@ class Progress:
     """What the last bits depend on beside recipe and data."""
     changes: list[dict[str, Any]] = field(default_factory=list)
     """What was changed on the way, with the step after which it was, where that was allowed."""
-    unsafe_lines: list[str] = field(default_factory=list)
-    """Lines of metrics that could not be written, or not for certain."""
+    metrics: Written = field(default_factory=Written)
+    """The lines of metrics up to here."""
     branch: str | None = None
     """Where this checkpoint is pushed to, if it is."""
 
@@ -70,11 +71,9 @@ class Progress:
         try:
             known = {each.name for each in fields(Progress)}
             values = {key: value for key, value in saved.items() if key in known}
-            values |= {key: Window(**values[key]) for key in ("window", "steady") if key in values}
-            if "judged" in values:
-                values["judged"] = Judged(**values["judged"])
-            if values.get("evaluated"):
-                values["evaluated"] = Evaluated(**values["evaluated"])
+            parts = {"window": Window, "steady": Window, "evaluated": Evaluated}
+            parts |= {"judged": Judged, "metrics": Written}
+            values |= {key: part(**values[key]) for key, part in parts.items() if values.get(key) is not None}
             return Progress(**values)
         except (TypeError, AttributeError) as error:
             raise CheckpointError(f"the progress that a checkpoint holds cannot be read: {error}") from error
@@ -200,9 +199,9 @@ def begin(session: Session, start: Start) -> Progress:
 
 def open_metrics(session: Session, at: Progress) -> Metrics:
     """The run's metrics, as they were at that step."""
-    file, phases = session.run.metrics_file, session.phases
-    windows = at.window, at.steady
-    return Metrics(file, session.accelerator, phases, *windows, upto_step=at.step, unsafe_lines=at.unsafe_lines)
+    first, file = session.accelerator.is_main_process, session.run.metrics_file
+    lines = Lines(file, at.metrics, upto_step=at.step) if first else None
+    return Metrics(session.phases, at.window, at.steady, lines)
 
 
 def begin_pushing(session: Session, progress: Progress, checkpoint: Path | None) -> Publisher | None:
