@@ -16,6 +16,7 @@ from tiny import LLAMA, metrics, same_weights, tiny_recipe, tiny_run, weights
 
 from hfpretrain.data.batches import open_batches
 from hfpretrain.errors import DataError, RecipeError, RunError, Stopped, TrainingError
+from hfpretrain.evaluation import evaluate_model
 from hfpretrain.modeling.tokenizer import build_tokenizer, load_tokenizer
 from hfpretrain.run import Run
 from hfpretrain.training.loop import train
@@ -340,6 +341,55 @@ def test_a_change_counts_from_the_first_checkpoint_with_it(tmp_path: Path, monke
     assert report["changes"] == [{"after_step": 7, "changed": ["optimizer.lr: 0.001 before, 0.002 now"]}]
     assert train(recipe, resume=True).report()["changes"] == []
     assert same_weights(weights(run), weights(tiny_run(tmp_path, "clm", name="whole")))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("train.batch_size=2", r"train\.batch_size: 4 before, 2 now"),
+        ("data.block_size=32", r"data\.block_size: 16 before, 32 now"),
+        ("objective=mlm", r"objective: clm before, mlm now"),
+    ],
+)
+def test_what_places_in_the_data_are_counted_by_cannot_be_changed(tmp_path: Path, change: str, said: str) -> None:
+    """Steps would be of other blocks: some learnt twice, others never, and the count of tokens wrong."""
+    with pytest.raises(Stopped):
+        train(tiny_recipe(tmp_path, "clm"), stop_after=3)
+    changed = tiny_recipe(tmp_path, "clm", change)
+    with pytest.raises(RunError, match=said) as caught:
+        train(changed, resume=True, allow_changes=True)
+    key = change.split("=")[0]
+    assert f"no run goes on with another {key}" in caught.value.message
+    assert "--allow-changes" not in str(caught.value.hint)
+
+
+def test_a_duration_that_is_over_is_refused(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, "clm")
+    with pytest.raises(Stopped):
+        train(recipe, stop_after=7)
+    for less in ("5 steps", "0.001 seconds"):
+        with pytest.raises(
+            RunError, match=rf"train\.duration: .* has trained 7 steps in .* more than {less}"
+        ) as caught:
+            tiny_run(tmp_path, "clm", f"train.duration={less}", resume=True)
+        assert "train.duration=7 ends it where it is" in str(caught.value.hint)
+    assert train(recipe, resume=True).report()["steps"] == 12
+
+
+@pytest.mark.parametrize(("step", "part"), [(7, False), (6, False), (6, True)])
+def test_a_run_can_be_ended_where_it_is(tmp_path: Path, step: int, part: bool) -> None:
+    """With an evaluation of what the model is then, once, and on all that is held out."""
+    settings = ["evaluation={every: 6, max_tokens: 32}" if part else "evaluation.every=6"]
+    with pytest.raises(Stopped):
+        train(tiny_recipe(tmp_path, "clm", *settings), stop_after=step)
+    ended = tiny_run(tmp_path, "clm", *settings, f"train.duration={step}", resume=True)
+    expected = evaluate_model(str(ended.path))
+    report, evaluations = ended.report(), [line for line in ended.metrics() if "validation_loss" in line]
+    assert [line["step"] for line in evaluations] == [6] + [7] * (step == 7)
+    for found in (report, evaluations[-1]):
+        assert found["validation_loss"] == pytest.approx(expected["loss"], abs=1e-5)
+        assert found["validation_targets"] == expected["targets"]
+    assert report["steps"] == step
 
 
 def test_other_surroundings_are_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

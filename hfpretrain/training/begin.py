@@ -41,6 +41,10 @@ class Progress:
     window: Window = field(default_factory=Window)
     steady: Window = field(default_factory=Window)
     evaluated: Evaluated | None = None
+    evaluated_after: int | None = None
+    """The step that this was after."""
+    evaluated_all: bool = False
+    """Whether it was on all that is held out, as the last one is to be."""
     evaluation_due: bool = False
     """Whether the evaluation after this step was given up for a signal, and is to be made first of all."""
     judged: Judged = field(default_factory=Judged)
@@ -159,6 +163,7 @@ def begin(session: Session, start: Start) -> Progress:
     recipe, run, accelerator = session.recipe, session.run, session.accelerator
     checkpoint, progress, changes = start.checkpoint, start.progress, [*start.changes]
     if checkpoint is not None:
+        require_time_left(session, progress, before=progress.trained_with(checkpoint))
         restore_checkpoint(checkpoint, accelerator, session.model)
         set_aside_later(checkpoint, accelerator)
         log.info("going on from %s", checkpoint)
@@ -183,6 +188,8 @@ def begin(session: Session, start: Start) -> Progress:
     own = recipe.train.batch_size // int(accelerator.num_processes)
     if recipe.train.micro_batch_size == "auto" and progress.micro_batch_size and own % progress.micro_batch_size == 0:
         session.micro_batch_size = progress.micro_batch_size  # dropout depends on it
+    if session.plan.done(progress.step, progress.seconds) >= 1:
+        evaluate_as_last(session, progress)
     if checkpoint is None and start.state == "started":
         log.info("%s has no checkpoint: it starts from the beginning", run.path)
     with written_by_all(accelerator, str(run.path), run.partial, SMALL_FILES):
@@ -195,6 +202,30 @@ def begin(session: Session, start: Start) -> Progress:
             write_whole(run.recipe_file, dump(recipe))
     announce(session, progress.step)
     return progress
+
+
+def require_time_left(session: Session, progress: Progress, *, before: Recipe) -> None:
+    """Raises RunError where the run is beyond its end, since train.duration is less than before."""
+    plan, duration = session.plan, session.recipe.train.duration
+    beyond = plan.steps is not None and progress.step > plan.steps
+    if plan.seconds is not None and duration != before.train.duration:  # its last step ends a little later
+        beyond = progress.seconds > plan.seconds
+    if beyond:
+        done = f"{progress.step} steps in {span(progress.seconds)}"
+        raise RunError(
+            f"train.duration: {session.run.path} has trained {done} already, more than {duration}",
+            hint=f"train.duration={progress.step} ends it where it is",
+        )
+
+
+def evaluate_as_last(session: Session, progress: Progress) -> None:
+    """Has a run that is at its end evaluated, unless that was done: train.duration may be another than before."""
+    evaluated = progress.evaluated_after == progress.step
+    if session.batches.validation is None or (evaluated and progress.evaluated_all):
+        return
+    if evaluated:
+        progress.metrics.take_back()
+    progress.evaluation_due = True
 
 
 def open_metrics(session: Session, at: Progress) -> Metrics:

@@ -20,8 +20,8 @@ HARMLESS = {
 """Keys, and blocks of keys, that a run may be resumed with other values of; each change is said."""
 LIBRARIES = ("python", "torch", "transformers", "accelerate", "tokenizers")
 """What other versions of may give other last bits."""
-BUILT_IN = {"objective", "model", "tokenizer", "optimizer.name"}
-"""Keys that made what a checkpoint holds: no run can go on with other values."""
+FIXED = {"objective", "model", "tokenizer", "optimizer.name", "data.block_size", "train.batch_size"}
+"""Keys that made what a checkpoint holds, or by which a step is a place in the data: no run goes on with others."""
 
 
 def check_unchanged(before: Recipe, now: Recipe, run: Run, *, allowed: bool = False) -> list[str]:
@@ -32,12 +32,13 @@ def check_unchanged(before: Recipe, now: Recipe, run: Run, *, allowed: bool = Fa
     old, new = flat(to_mapping(before)), flat(to_mapping(now))
     changed = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
     serious = [key for key in changed if not _among(key, HARMLESS)]
-    impossible = [key for key in serious if _among(key, BUILT_IN)]
+    impossible = [key for key in serious if _among(key, FIXED)]
     differences = [f"{key}: {old.get(key)} before, {new.get(key)} now" for key in serious]
     if impossible or (serious and not allowed):
         other_way = "" if impossible else ", or go on all the same with --allow-changes"
+        why = f", and no run goes on with another {' or '.join(impossible)}" if impossible else ""
         raise RunError(
-            f"{run.path} was trained with another recipe ({'; '.join(differences)})",
+            f"{run.path} was trained with another recipe ({'; '.join(differences)}){why}",
             hint=f"undo the change, or choose another output_dir for a new run{other_way}",
         )
     if changed := [key for key in changed if key not in serious]:

@@ -25,6 +25,13 @@ class Written:
     lost: int = 0
     """So many lines were safe, and not there any more when the run went on."""
 
+    def take_back(self) -> None:
+        """Has the last line make way for another."""
+        if self.unsafe:
+            self.unsafe.pop()
+        else:
+            self.safe -= 1
+
 
 class Lines:
     """Lines added to a file."""

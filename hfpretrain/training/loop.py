@@ -291,6 +291,7 @@ def evaluate_now(
 ) -> None:
     """Evaluates on the held-out blocks, writes and shows the result. Asked to stop, it leaves that for the resume."""
     gathered(session, metrics)
+    most = None if everything else session.recipe.evaluation.max_tokens
     evaluated = evaluate(
         # Not the wrapped one, whose processes would wait for each other at every forward.
         session.accelerator.unwrap_model(session.model, keep_torch_compile=True),
@@ -299,14 +300,14 @@ def evaluate_now(
         session.collator,
         session.accelerator,
         micro_batch_size=session.micro_batch_size,
-        max_tokens=None if everything else session.recipe.evaluation.max_tokens,
+        max_tokens=most,
         stopped=lambda: bool(request.signal),
     )
     metrics.restart_clock()
     at.evaluation_due = evaluated is None
     if evaluated is None:
         return
-    at.evaluated = evaluated
+    at.evaluated, at.evaluated_after, at.evaluated_all = evaluated, at.step, most is None
     metrics.write({"step": at.step, **evaluated.as_dict()})
     display.say(
         f"step {at.step}: validation loss {evaluated.loss:.4f}, perplexity {evaluated.perplexity:.2f}, "
