@@ -6,7 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -99,8 +99,10 @@ class Run:
     def locked(self) -> Iterator[None]:
         """Keeps other processes from training in this directory, which is made; RunError where one does.
 
-        The system lifts the lock when the process ends, however it ends. The file that is locked is empty and stays.
+        The system lifts the lock when the process ends, however it ends. The file that is locked is empty and stays,
+        unless nothing else is in the directory that was made here.
         """
+        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         self.create()
         self.check_own()
         with ExitStack() as opened:
@@ -115,7 +117,14 @@ class Run:
             except OSError as error:  # a file system without locks
                 what = "nothing keeps another process from training in it as well"
                 log.warning("%s cannot be locked (%s): %s", self.path, error.strerror or error, what)
-            yield
+            try:
+                yield
+            finally:
+                if made and [*self.path.iterdir()] == [self.path / LOCK]:
+                    with suppress(OSError):
+                        (self.path / LOCK).unlink()
+                        for each in made:
+                            each.rmdir()
 
     @property
     def state(self) -> State:

@@ -28,6 +28,7 @@ from hfpretrain.files import damage, free_bytes, lack_of_room
 from hfpretrain.recipe import Source, load
 from hfpretrain.run import Run
 from hfpretrain.training import checkpoint
+from hfpretrain.training.lines import Lines, Written
 from hfpretrain.training.loop import train
 from hfpretrain.training.metrics import Metrics
 
@@ -311,11 +312,29 @@ def test_lines_that_were_not_written_are_in_the_checkpoint(
     with each_line(monkeypatch, act), pytest.raises(KeyboardInterrupt):
         train(load(run.recipe_file), resume=True)
     progress = json.loads((run.checkpoints / "step-00000008" / "progress.json").read_text())
-    steps = [json.loads(line)["step"] for line in progress["unsafe_lines"]]
+    steps = [json.loads(line)["step"] for line in progress["metrics"]["unsafe"]]
     assert steps[-5:] == [5, 6, 6, 7, 8], "one of them is of an evaluation"
     run.metrics_file.rmdir()
     kept.rename(run.metrics_file)
     goes_on(run, whole)
+
+
+def test_metrics_that_cannot_be_read_at_first(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The process has as many files open as it may: what is in the file stays, and what was cut off by a kill goes."""
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        lines = Lines(file, Written(safe=2), upto_step=2)
+        lines.add('{"step": 3, "again": 1}')
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert about_metrics(caplog) == [
+        f"{file} cannot be written (Too many open files): training goes on, and the lines are kept for when it can be"
+    ]
+    lines.add('{"step": 4}')
+    assert file.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3, "again": 1}\n{"step": 4}\n'
 
 
 def test_metrics_that_can_never_be_written(whole: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

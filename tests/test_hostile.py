@@ -33,7 +33,7 @@ from hfpretrain.modeling.model import load_model
 from hfpretrain.modeling.tokenizer import load_tokenizer
 from hfpretrain.publish import check_whole, push
 from hfpretrain.run import Run
-from hfpretrain.training.lines import Lines
+from hfpretrain.training.lines import Lines, Written
 
 # ---------------------------------------------------------------------------------------------------------- recipes
 
@@ -701,7 +701,7 @@ def as_planted(victim: Path) -> bool:
 
 def test_metrics_that_become_a_link_are_written_nowhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """While the run goes on; a pipe, which would wait for a reader, likewise."""
-    lines = Lines(tmp_path / "metrics.jsonl", upto_step=0)
+    lines = Lines(tmp_path / "metrics.jsonl", Written(), upto_step=0)
     lines.add('{"step": 1}')
     (tmp_path / "metrics.jsonl").rename(tmp_path / "elsewhere")
     (tmp_path / "metrics.jsonl").symlink_to("elsewhere")
@@ -709,7 +709,7 @@ def test_metrics_that_become_a_link_are_written_nowhere(tmp_path: Path, caplog: 
     assert "cannot be written (it is a link): training goes on" in caplog.text
     assert (tmp_path / "elsewhere").read_text() == '{"step": 1}\n'
     os.mkfifo(tmp_path / "pipe")
-    Lines(tmp_path / "pipe", upto_step=0).add('{"step": 1}')
+    Lines(tmp_path / "pipe", Written(), upto_step=0).add('{"step": 1}')
     assert caplog.text.count("cannot be written") == 2
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Command
@@ -17,6 +18,7 @@ from hfpretrain.errors import Stopped
 from hfpretrain.recipe import dump, load
 from hfpretrain.run import Run
 from hfpretrain.training.loop import train
+from hfpretrain.training.metrics import Metrics
 
 
 def started(recipe: Path, **environment: str) -> "subprocess.Popen[str]":
@@ -116,10 +118,15 @@ print("saved")
 """
 
 
-def sent_several(names: str, *, same: float, then: str = "") -> "subprocess.CompletedProcess[str]":
+def sent_several(
+    names: str, *, same: float, then: str = "", launched: bool = False
+) -> "subprocess.CompletedProcess[str]":
     """What comes of a run that gets these signals while it trains, and then does `then`."""
     code = SEVERAL.format(names=names, same=same, then=then)
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    environment = os.environ | ({"TORCHELASTIC_RUN_ID": "none"} if launched else {})
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60, env=environment
+    )
 
 
 @pytest.mark.parametrize(
@@ -131,16 +138,19 @@ def sent_several(names: str, *, same: float, then: str = "") -> "subprocess.Comp
     ],
 )
 def test_a_signal_that_follows_another_lets_the_run_save(names: str, same: float) -> None:
-    done = sent_several(names, same=same)
+    done = sent_several(names, same=same, launched=same > 0)
     first = getattr(signal, "SIG" + names.split()[0])
     assert (done.returncode, done.stdout) == (0, f"asked by {first:d}\nsaved\n"), done.stderr
     assert done.stderr.count("saving after this step") == 1
 
 
-@pytest.mark.parametrize("names", ["TERM TERM", "INT TERM", "USR1 TERM INT TERM"])
-def test_who_asks_again_is_obeyed_at_once(names: str) -> None:
-    """Also in the midst of a library's code that knows no signals, as where processes wait for one that is gone."""
-    done = sent_several(names, same=0, then="hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)")
+@pytest.mark.parametrize(
+    ("names", "same"), [("TERM TERM", 0), ("INT TERM", 0), ("USR1 TERM INT TERM", 0), ("INT INT", 60), ("TERM INT", 60)]
+)
+def test_who_asks_again_is_obeyed_at_once(names: str, same: float) -> None:
+    """Also in the midst of a library's code that knows no signals, as where processes wait for one that is gone. A
+    Ctrl-C is no copy of another one, without a launcher."""
+    done = sent_several(names, same=same, then="hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)")
     assert done.returncode in (128 + signal.SIGTERM, 128 + signal.SIGINT), done.stderr
     assert "saved" not in done.stdout
 
@@ -226,6 +236,31 @@ def test_the_evaluation_at_the_end_is_made_up_for(tmp_path: Path) -> None:
     run = train(recipe, resume=True)
     assert metrics(run) == metrics(whole)
     assert run.report()["validation_loss"] == whole.report()["validation_loss"]
+
+
+def test_an_evaluation_that_was_made_up_for_is_there_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run was killed after it, before another checkpoint, and makes it up once more."""
+    settings = ["checkpoints.every=100"]
+    whole = tiny_run(tmp_path, "clm", *settings, name="whole")
+    recipe = tiny_recipe(tmp_path, "clm", *settings, name="stopped")
+    when_metrics_are_written(6, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Stopped, match="after step 6"):
+        train(recipe)
+    run, real = Run(Path(recipe.output_dir)), Metrics.write
+    assert "validation_loss" not in metrics(run)[-1]
+
+    def killed(self: Metrics, line: dict[str, Any]) -> None:
+        if line["step"] == 8:
+            raise KeyboardInterrupt
+        real(self, line)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Metrics, "write", killed)
+        train(recipe, resume=True)
+    assert metrics(run) == metrics(whole)[: len(metrics(run))]
+    assert "validation_loss" in metrics(run)[-2]
+    train(recipe, resume=True)
+    assert metrics(run) == metrics(whole)
 
 
 def when_metrics_are_written(times: int, act: Callable[[], object]) -> None:

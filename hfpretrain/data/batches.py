@@ -1,6 +1,7 @@
 """Batches: what an optimizer step sees, as a pure function of (recipe, data, step)."""
 
 import hashlib
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -154,6 +155,9 @@ def open_batches(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", *, traini
     for store in [*stores, *(validation.stream.stores if validation.stream.stores is not stores else ())]:
         for array in (store.keys, store.offsets, store.prompt_lengths):
             digest.update(b"" if array is None else np.ascontiguousarray(array).data)
+    # And of what each id means: another tokenizer may make as many tokens of each text.
+    words = sorted(tokenizer.get_vocab().items()), sorted(tokenizer.all_special_ids)
+    digest.update(json.dumps([*words, end_of_document(tokenizer, recipe.objective)]).encode())
     return Batches(
         parts,
         shares,

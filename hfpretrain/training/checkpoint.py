@@ -148,7 +148,7 @@ def saved_bytes(model: torch.nn.Module, optimizers: Iterable[torch.optim.Optimiz
 
 def set_aside_later(path: Path, accelerator: Accelerator) -> None:
     """Renames checkpoints later than `path` (they are damaged), so that they count as none from now on."""
-    accelerator.wait_for_everyone()  # all have looked at them
+    accelerator.wait_for_everyone()  # all have gone back to it
     if accelerator.is_main_process:
         for later in list_checkpoints(path.parent):
             if later.name > path.name:
@@ -157,15 +157,15 @@ def set_aside_later(path: Path, accelerator: Accelerator) -> None:
                 later.rename(aside)
 
 
-def restore_checkpoint(path: Path, accelerator: Accelerator, model: torch.nn.Module) -> dict[str, Any]:
-    """Loads weights, optimizer and gradient scaler in place; returns the progress that was saved.
+def restore_checkpoint(path: Path, accelerator: Accelerator, model: torch.nn.Module) -> None:
+    """Loads weights, optimizer and gradient scaler in place.
 
     Accelerate reads its pickles with weights_only, which makes tensors and numbers and calls nothing. Raises
     CheckpointError for files that are whole but hold something else.
     """
     check_model_files(path)
     try:
-        return _restored(path, accelerator, model)
+        _restore(path, accelerator, model)
     except Exception as error:  # what a pickle, a JSON file or weights of another shape raise
         what = f"{type(error).__name__}: {first_line(error)}"
         raise CheckpointError(
@@ -174,7 +174,7 @@ def restore_checkpoint(path: Path, accelerator: Accelerator, model: torch.nn.Mod
         ) from error
 
 
-def _restored(path: Path, accelerator: Accelerator, model: torch.nn.Module) -> dict[str, Any]:
+def _restore(path: Path, accelerator: Accelerator, model: torch.nn.Module) -> None:
     plain: PreTrainedModel = accelerator.unwrap_model(model, keep_torch_compile=False)
     # transformers may keep weights in another layout on disk than in memory; its loader knows how to go back.
     saved, loading = type(plain).from_pretrained(
@@ -190,8 +190,6 @@ def _restored(path: Path, accelerator: Accelerator, model: torch.nn.Module) -> d
         accelerator.load_state(str(path))
     finally:
         accelerator.scaler = scaler
-    progress: dict[str, Any] = json.loads((path / PROGRESS).read_text(encoding="utf-8"))
-    return progress
 
 
 def save_with_transformers(accelerator: Accelerator) -> None:

@@ -100,7 +100,7 @@ def what_it_came_to(
     """The report of the run, but for its samples."""
     run, plan, facts = session.run, session.plan, session.facts
     lines = run.metrics() if os.access(run.metrics_file, os.R_OK) else []
-    if unsafe := metrics.save():
+    if unsafe := metrics.save().unsafe:
         log.warning("lines that could not be written to %s: %d", run.metrics_file, len(unsafe))
         lines += map(json.loads, unsafe)
     logged = [line for line in lines if all(isinstance(line.get(key), float) for key in ("loss", "tokens_per_second"))]

@@ -5,7 +5,7 @@ import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,12 @@ import torch
 from accelerate import Accelerator
 
 from hfpretrain.data.order import derived
-from hfpretrain.errors import RunError, Stopped
+from hfpretrain.errors import Stopped
 from hfpretrain.evaluation import evaluate
 from hfpretrain.modeling.objective import IGNORED, MicroBatch
-from hfpretrain.recipe import Recipe, load
+from hfpretrain.recipe import Recipe
 from hfpretrain.run import Run
-from hfpretrain.training.begin import Progress, begin, begin_pushing, open_metrics
-from hfpretrain.training.changes import check_unchanged
+from hfpretrain.training.begin import Progress, begin, begin_pushing, find_start, open_metrics, told_to_all
 from hfpretrain.training.checkpoint import save_checkpoint, saved_bytes
 from hfpretrain.training.console import Display
 from hfpretrain.training.finish import complete, finish
@@ -44,31 +43,26 @@ def train(recipe: Recipe, *, resume: bool = False, allow_changes: bool = False, 
     saved and stopped. Raises RunError where the run directory is not empty and `resume` is false, Stopped after a
     signal, after train.max_time and after that step.
     """
-    run, request = Run(Path(recipe.output_dir)), StopRequest()
+    run, limit = Run(Path(recipe.output_dir)), recipe.train.max_time
     accelerator = open_accelerator(recipe)
     try:
-        state = run.state
-        if state != "empty" and not resume:
-            raise RunError(
-                f"{run.path} is not empty: a run is there already",
-                hint="go on with it by --resume, or choose another output_dir",
+        with (
+            stop_on_signals(after_step=stop_after, seconds=limit.value if limit else None) as request,
+            ExitStack() as held,
+        ):
+            start = told_to_all(
+                accelerator, lambda: find_start(run, recipe, held, resume=resume, allow_changes=allow_changes)
             )
-        changes: list[str] = []
-        if run.recipe_file.exists():
-            changes = check_unchanged(load(run.recipe_file), recipe, run, allowed=allow_changes)
-        accelerator.wait_for_everyone()  # from here on the first process writes
-        if state == "finished":
-            if accelerator.is_main_process:
-                complete(run)
-            publisher = unfinished_pushes(recipe, run) if accelerator.is_main_process else None
-            log.info("%s is finished%s", run.path, "" if publisher else "; nothing to do")
-        else:
-            limit = recipe.train.max_time
-            with stop_on_signals(after_step=stop_after, seconds=limit.value if limit else None) as request:
-                session = prepare_session(recipe, run, accelerator)
-                with run.locked() if accelerator.is_main_process else nullcontext():
-                    at, checkpoint = begin(session, changes=changes, allow_changes=allow_changes)
-                    publisher = run_loop(session, at, checkpoint, request)
+            if start.state == "finished":
+                publisher = None
+                if accelerator.is_main_process:
+                    complete(run)
+                    publisher = unfinished_pushes(recipe, run)
+                log.info("%s is finished%s", run.path, "" if publisher else "; nothing to do")
+            else:
+                session = prepare_session(recipe, run, accelerator, start.checkpoint)
+                at = begin(session, start)
+                publisher = run_loop(session, at, start.checkpoint, request)
     except StopNow as stop:
         raise Stopped(str(stop), signal=stop.signal) from None
     finally:
@@ -158,7 +152,7 @@ def save_now(session: Session, metrics: Metrics, publisher: Publisher | None, at
     at.window, at.steady = gathered(session, metrics), metrics.steady
     at.judged.recent = session.guard.recent_losses()
     at.data, at.micro_batch_size = session.batches.fingerprint, session.micro_batch_size
-    at.unsafe_lines = metrics.save()  # before the checkpoint: after a power loss no line up to it is missing
+    at.metrics = metrics.save()  # before the checkpoint: after a power loss no line up to it is missing
     saved = save_checkpoint(
         session.run.checkpoints,
         session.accelerator,
@@ -311,6 +305,7 @@ def evaluate_now(
 ) -> None:
     """Evaluates on the held-out blocks, writes and shows the result. Asked to stop, it leaves that for the resume."""
     gathered(session, metrics)
+    most = None if everything else session.recipe.evaluation.max_tokens
     evaluated = evaluate(
         # Not the wrapped one, whose processes would wait for each other at every forward.
         session.accelerator.unwrap_model(session.model, keep_torch_compile=True),
@@ -319,14 +314,14 @@ def evaluate_now(
         session.collator,
         session.accelerator,
         micro_batch_size=session.micro_batch_size,
-        max_tokens=None if everything else session.recipe.evaluation.max_tokens,
+        max_tokens=most,
         stopped=lambda: bool(request.signal),
     )
     metrics.restart_clock()
     at.evaluation_due = evaluated is None
     if evaluated is None:
         return
-    at.evaluated = evaluated
+    at.evaluated, at.evaluated_after, at.evaluated_all = evaluated, at.step, most is None
     metrics.write({"step": at.step, **evaluated.as_dict()})
     display.say(
         f"step {at.step}: validation loss {evaluated.loss:.4f}, perplexity {evaluated.perplexity:.2f}, "

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from hfpretrain.modeling.loss import Loss, Shortcuts, prove_shortcuts
 from hfpretrain.modeling.model import build_model, count_parameters
 from hfpretrain.modeling.objective import Collator
 from hfpretrain.modeling.tokenizer import build_tokenizer, load_tokenizer
-from hfpretrain.recipe import Amount, Recipe, Source
+from hfpretrain.recipe import Amount, Model, Recipe, Source
 from hfpretrain.run import Run
 from hfpretrain.training.checkpoint import save_with_transformers
 from hfpretrain.training.guard import Guard, Judged
@@ -72,17 +72,20 @@ def utilisation(session: Session, tokens_per_second: float) -> float:
     return float(session.facts["flops_per_token"] * tokens_per_second / rate)
 
 
-def prepare_session(recipe: Recipe, run: Run, accelerator: Accelerator) -> Session:
-    """Builds everything that a run needs; all user errors come from here, before any training."""
+def prepare_session(recipe: Recipe, run: Run, accelerator: Accelerator, checkpoint: Path | None = None) -> Session:
+    """Builds everything that a run needs; all user errors come from here, before any training.
+
+    A run that goes on has its tokenizer from the checkpoint, whose manifest covers it. The weights are not those of the
+    checkpoint yet.
+    """
     transformers.utils.logging.disable_progress_bar()  # a bar for every file saved
     if accelerator.device.type == "cpu":
         hardware.keep_freed_memory()
     with accelerator.main_process_first():  # the others find what the first one has prepared
-        saved = any(run.checkpoints.glob("step-*"))  # without one the run starts anew, whatever it left
-        tokenizer = load_tokenizer(str(run.path), recipe.objective) if saved else build_tokenizer(recipe)
+        tokenizer = load_tokenizer(str(checkpoint), recipe.objective) if checkpoint else build_tokenizer(recipe)
         batches = open_batches(recipe, tokenizer)
     plan = Plan.of(recipe, batches.blocks_per_epoch, batches.words_per_token)
-    model = build_model(recipe, tokenizer)
+    model = build_model(at_hand(recipe, checkpoint), tokenizer)
     how = document_masking(recipe, model)
     compiled = recipe.train.compile is True or (recipe.train.compile == "auto" and accelerator.device.type == "cuda")
     collator = Collator(recipe, tokenizer, isolated=how is not None, static=compiled)
@@ -156,6 +159,13 @@ def prepare_session(recipe: Recipe, run: Run, accelerator: Accelerator) -> Sessi
     )
     session.micro_batch_size = choose_micro_batch_size(session)
     return session
+
+
+def at_hand(recipe: Recipe, checkpoint: Path | None) -> Recipe:
+    """The recipe, with the checkpoint in place of `model.from`: of a run that goes on, that may be gone."""
+    if checkpoint is None or recipe.model.from_ is None:
+        return recipe
+    return replace(recipe, model=Model(from_=str(checkpoint)))
 
 
 def describe(source: Source) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import Any
 
-from hfpretrain.process import LAUNCHER_ENDED
+from hfpretrain.process import LAUNCHER_ENDED, launched
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,8 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1
 ORDERS = (signal.SIGINT, signal.SIGTERM)
 """Of these a second one ends the process at once, the others only warn."""
 SAME_SECONDS = 3.0
-"""An order that comes within this time of the first is that one once more."""
+"""An order that comes within this time of the first is that one once more: whoever ends a job signals all of its
+processes, and launchers and scripts pass on what they get. A Ctrl-C without a launcher comes from a person."""
 GRACE_SECONDS = 3.0
 """How long a signal may take to end what runs while there is nothing to save, before the process ends all the same."""
 
@@ -73,8 +74,7 @@ class StopRequest:
         if self.at_once:
             raise StopNow(self.signal, self.at_once)
         what = "train.max_time is over" if number == signal.SIGALRM else f"signal {self.signal}"
-        again = f"a second SIGTERM or SIGINT, {SAME_SECONDS:.0f} seconds after the first, stops at once"
-        log.warning("%s: saving after this step; %s", what, again)
+        log.warning("%s: saving after this step; a second SIGTERM or SIGINT stops at once", what)
 
 
 _heard: StopRequest | None = None
@@ -142,7 +142,8 @@ def _watched(request: StopRequest) -> Iterator[None]:
             number, now = written[0], time.monotonic()
             if number in ORDERS:
                 ordered = now if ordered is None else ordered
-                if now > ordered + SAME_SECONDS:
+                same = SAME_SECONDS if number == signal.SIGTERM or launched() else 0.0
+                if now > ordered + same:
                     os._exit(128 + number)
             if number in SIGNALS and request.at_once and not request.over.wait(GRACE_SECONDS):
                 os._exit(128 + number)

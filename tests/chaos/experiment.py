@@ -32,7 +32,7 @@ CLOCK = {
     *("hardware_flops_per_second", "peak_memory_bytes"),
 }
 """Keys of what depends on the clock, or on how far one process came, in the files that hold JSON."""
-MADE_UP_FOR = {"evaluated", "evaluation_due"}
+MADE_UP_FOR = {"evaluated", "evaluated_after", "evaluated_all", "evaluation_due", "metrics"}
 """Keys of a checkpoint's progress.json: an evaluation given up for a signal is made up for before anything is trained,
 so that such a checkpoint does not know what the metrics and the report say of it."""
 ONLY_THERE = {"README.md", "manifest.json", "random_states_0.pkl", "random_states_1.pkl"}
