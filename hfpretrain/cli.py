@@ -299,12 +299,7 @@ def list_runs(
     """List the runs here, a line each, newest first."""
     from hfpretrain.run import runs
 
-    lines = []
-    for run in runs(folder):
-        report = run.report() if run.state == "finished" else {}
-        loss = report.get("validation_loss", report.get("loss"))
-        facts = {"objective": report.get("objective"), "tokens": report.get("tokens"), "loss": loss}
-        lines.append({"run": str(run.path), "state": run.state, **facts})
+    lines: list[dict[str, Any]] = [{"run": str(run.path), **vars(run.summary())} for run in runs(folder)]
     if as_json:
         typer.echo(json.dumps(lines))
         return

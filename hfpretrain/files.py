@@ -1,9 +1,11 @@
 """Files and folders that are there whole or not at all, the manifest by which damage is seen, and room on the disk."""
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,8 +25,10 @@ def cache_folder() -> Path:
 def write_whole(path: Path, content: str | bytes) -> None:
     """Writes a small file so that it is there whole or not at all."""
     beside = path.with_name(f".{path.name}.partial")
+    remove(beside)  # of an earlier kill; or a link, which must not lead the writing elsewhere
     try:
-        beside.write_bytes(content.encode() if isinstance(content, str) else content)
+        with beside.open("xb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
         flush(beside)
         beside.rename(path)
     except OSError:
@@ -50,7 +54,7 @@ def commit_folder(beside: Path, place: Path) -> None:
 
 
 def move_files(beside: Path, folder: Path, *, last: str | None = None) -> None:
-    """Moves the files of `beside` into `folder`, each whole or not at all, and `last` when all others are there."""
+    """Moves what is in `beside` into `folder`, each file whole or not at all, and `last` when all others are there."""
     flush_all(beside)
 
     def rank(path: Path) -> tuple[bool, bool, bool, str]:
@@ -60,6 +64,8 @@ def move_files(beside: Path, folder: Path, *, last: str | None = None) -> None:
     for path in sorted(beside.iterdir(), key=rank):
         if path.name == last:
             flush(folder)
+        if path.is_dir():  # as several chat templates have it; it can take the place of an empty folder only
+            remove(folder / path.name)
         path.rename(folder / path.name)
     flush(folder)
     beside.rmdir()
@@ -85,7 +91,7 @@ def damage(folder: Path, *, of: str | None = None, covers: Callable[[str], bool]
     """
     name = MANIFEST
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json_object((folder / MANIFEST).read_text(encoding="utf-8"))
         own = manifest.pop("sha256")
         if own != _digest_of(manifest):
             return f"{MANIFEST} is not what was saved"
@@ -95,19 +101,30 @@ def damage(folder: Path, *, of: str | None = None, covers: Callable[[str], bool]
             path = folder / name
             if covers is not None and not covers(name):
                 continue
-            if path.is_dir():
-                return f"{name} is a folder"
             if not path.resolve().is_relative_to(folder.resolve()):
                 return f"{name} leads out of the folder"
+            if path.exists() and not path.is_file():
+                return f"{name} is no file"
             if path.stat().st_size != expected["bytes"] or digest(path) != expected["sha256"]:
                 return f"{name} is not what was saved"
     except FileNotFoundError:
         return f"{name} is missing"
     except OSError as error:
         return f"{name} cannot be read: {error.strerror or error}"
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"{MANIFEST} is not what was saved"
     return None
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """The JSON object that a text is; ValueError for anything else, however odd."""
+    try:
+        content = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(content, dict):
+        raise ValueError("it is not a JSON object")
+    return content
 
 
 def lack_of_room(folder: Path, needed: int) -> str | None:
@@ -139,14 +156,18 @@ def make_folder(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Removes a file, a link or a folder: gone under its name at once, even if killed half-way."""
+    """Removes a file, a link or a folder, if there is one: gone under its name at once, even if killed half-way.
+
+    A hidden folder is removed where it is: by its name nobody takes it for a whole one.
+    """
     if path.is_symlink() or not path.is_dir():
-        path.unlink()
+        path.unlink(missing_ok=True)
         return
-    going = path.with_name(f".{path.name}.removed")
-    shutil.rmtree(going, ignore_errors=True)
-    path.rename(going)
-    shutil.rmtree(going)
+    if not path.name.startswith("."):
+        going = path.with_name(f".{path.name}.removed")
+        remove(going)  # of an earlier kill
+        path = path.rename(going)
+    shutil.rmtree(path)
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -157,6 +178,20 @@ def files_below(folder: Path) -> list[Path]:
 def bytes_below(folder: Path) -> int:
     """The size of all files in a folder and below it; 0 if there is none."""
     return sum(path.stat().st_size for path in files_below(folder))
+
+
+def open_own(path: Path, flags: int) -> int:
+    """A descriptor of a regular file, made if `flags` say so. OSError for a link, which may lead anywhere, and others.
+
+    A folder of a stranger may hold links, and pipes that wait for ever.
+    """
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, "it is a link")
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no regular file")
+    return descriptor
 
 
 def digest(path: Path) -> str:
@@ -170,10 +205,13 @@ def _digest_of(content: dict[str, Any]) -> str:
 
 
 def flush(path: Path) -> None:
-    """Makes a file's content, or a folder's names, durable."""
+    """Makes a file's content, or a folder's names, durable; some file systems do that with files only."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS) or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
 

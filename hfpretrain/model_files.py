@@ -6,7 +6,6 @@ configuration keeps the machine busy for ever.
 """
 
 import fnmatch
-import json
 import logging
 import re
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hfpretrain.errors import ModelError
+from hfpretrain.files import json_object
 
 log = logging.getLogger(__name__)
 
@@ -68,14 +68,9 @@ def _settings(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _LARGEST_BYTES:
             raise ValueError(f"it is larger than {_LARGEST_BYTES >> 20} MiB")
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("it is not a JSON object")
-    except RecursionError:
-        raise ModelError(f"{path} cannot be read: it is nested too deeply") from None
+        return json_object(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read: {error}") from error
-    return content
 
 
 def _check_config(folder: Path, config: dict[str, Any]) -> None:

@@ -30,6 +30,11 @@ def prepare_environment() -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")
 
 
+def launched() -> bool:
+    """Whether torchrun or `accelerate launch` started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
+
+
 def follow_launcher() -> None:
     """Has Linux send LAUNCHER_ENDED to this process when the launcher that started it ends before it.
 
@@ -37,8 +42,7 @@ def follow_launcher() -> None:
     would train on, unseen, and hold the devices. A signal of its own, since the launcher may end of the same SIGTERM
     that came here, which must not count as a second one.
     """
-    launched = "TORCHELASTIC_RUN_ID" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
-    if not launched or LAUNCHER_ENDED is None:
+    if not launched() or LAUNCHER_ENDED is None:
         return
     import ctypes  # not before: most commands have no launcher
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from hfpretrain import hub, recipe, recipe_types
 from hfpretrain.card import generated, write_card
 from hfpretrain.errors import CheckpointError, HFPretrainError, HubError, ModelError, RunError, UserError
-from hfpretrain.files import MANIFEST, damage
+from hfpretrain.files import MANIFEST, damage, remove
 from hfpretrain.model_files import INDEX, check_model_files, is_model_file
 from hfpretrain.run import Run, newest_whole
 
@@ -107,10 +107,7 @@ def push_checkpoint(staged: Path, name: str) -> Pushed:
     """Pushes a waiting checkpoint to the branch of its name, and takes it away when that is done."""
     log.info("pushing %s to %s, branch %s", staged, name, staged.name)
     pushed = _push_folder(staged, name, revision=staged.name, waited=True)
-    done = staged.with_name(f".{staged.name}.done")  # one cut off half-way through being removed is none any more
-    shutil.rmtree(done, ignore_errors=True)
-    staged.rename(done)
-    shutil.rmtree(done)
+    remove(staged)
     return pushed
 
 
@@ -163,6 +160,7 @@ def _model_folder(place: Path) -> tuple[Path, Run | None]:
     run = Run(place)
     if not run.recipe_file.is_file():
         return place, None
+    run.check_own()
     if run.state == "finished":
         return place, run
     checkpoint = newest_whole(run.checkpoints)

@@ -189,7 +189,8 @@ class Train:
     """When a loss or gradient is no finite number, its update is not made, and the run stops; or the step is passed
     over, at most 3 in a row."""
     skip_spikes: bool = False
-    """Leave out the update of a step whose loss is 6 deviations above the mean of 128 steps; they are said anyway."""
+    """Leave out the update of a step whose loss is 6 deviations, and at least 3 %, above the mean of 128 steps; such
+    steps are said anyway."""
     log_every: WholeNumber = 10
     """Steps between two lines of metrics."""
 

@@ -3,15 +3,16 @@
 import fcntl
 import json
 import logging
+import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from hfpretrain.errors import CheckpointError, RunError
-from hfpretrain.files import MANIFEST, damage, make_folder
+from hfpretrain.files import MANIFEST, damage, json_object, make_folder, open_own
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +20,10 @@ State = Literal["empty", "started", "finished"]
 
 PROGRESS = "progress.json"
 """In a checkpoint: how far the run was."""
+LOCK = ".lock"
+"""The file that a process which trains in a run directory has locked; it counts as nothing."""
+DAMAGED = "damaged-"
+"""What the name of a checkpoint begins with that was set aside, as a run went back to an earlier one."""
 
 
 @dataclass(frozen=True)
@@ -81,26 +86,45 @@ class Run:
                 f"output_dir: {self.path} cannot be created: {error.strerror}", hint="choose another output_dir"
             ) from error
 
+    def check_own(self) -> None:
+        """Raises RunError where a part of the run leads elsewhere: nothing is written or removed there."""
+        for part in (self.metrics_file, self.checkpoints, self.unpushed):
+            if part.is_symlink() or (part.exists() and not part.is_file() and not part.is_dir()):
+                raise RunError(
+                    f"{part} is a link or a device, and a run writes to its own directory alone",
+                    hint="put what it leads to in its place, or remove it",
+                )
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keeps other processes from training in this directory, which is made; RunError where one does.
 
-        The system lifts the lock when the process ends, however it ends; no file is left behind.
+        The system lifts the lock when the process ends, however it ends. The file that is locked is empty and stays,
+        unless nothing else is in the directory that was made here.
         """
+        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         self.create()
-        folder = os.open(self.path, os.O_RDONLY)
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(folder)
-            hint = "wait until it has ended, or choose another output_dir"
-            raise RunError(f"another process is training in {self.path}", hint=hint) from None
-        except OSError:  # a file system without locks
-            log.debug("%s cannot be locked", self.path, exc_info=True)
-        try:
-            yield
-        finally:
-            os.close(folder)
+        self.check_own()
+        with ExitStack() as opened:
+            try:
+                # For writing: over NFS nothing else can be locked for one process alone, and a folder never.
+                file = open_own(self.path / LOCK, os.O_WRONLY | os.O_CREAT)
+                opened.callback(os.close, file)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                hint = "wait until it has ended, or choose another output_dir"
+                raise RunError(f"another process is training in {self.path}", hint=hint) from None
+            except OSError as error:  # a file system without locks
+                what = "nothing keeps another process from training in it as well"
+                log.warning("%s cannot be locked (%s): %s", self.path, error.strerror or error, what)
+            try:
+                yield
+            finally:
+                if made and [*self.path.iterdir()] == [self.path / LOCK]:
+                    with suppress(OSError):
+                        (self.path / LOCK).unlink()
+                        for each in made:
+                            each.rmdir()
 
     @property
     def state(self) -> State:
@@ -113,35 +137,64 @@ class Run:
             raise RunError(f"output_dir: {self.path} is a file", hint="choose another output_dir")
         if self.report_file.exists():
             return "finished"
-        if self.path.exists() and any(self.path.iterdir()):
+        if self.path.exists() and any(path.name != LOCK for path in self.path.iterdir()):
             return "started"
         return "empty"
 
     def report(self) -> dict[str, Any]:
-        """report.json; RunError where there is none or it does not parse."""
+        """report.json; RunError where there is none or it is damaged."""
         try:
-            report: dict[str, Any] = dict(json.loads(self.report_file.read_text(encoding="utf-8")))
+            return json_object(self.report_file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise RunError(
                 f"{self.path} is not a finished run: it has no {self.report_file.name}",
                 hint=f"go on with it: hfpretrain train {self.recipe_file} --resume",
             ) from None
-        except (ValueError, TypeError, RecursionError) as error:
-            raise RunError(f"{self.report_file}: no JSON object ({error})") from None
-        return report
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self.report_file} cannot be read ({error})") from None
+
+    def summary(self) -> "Summary":
+        """What is known of the run, however damaged its report is."""
+        try:
+            state = self.state
+            report = self.report() if state == "finished" else {}
+        except (OSError, RunError):
+            return Summary("damaged")
+        objective, tokens, loss = report.get("objective"), report.get("tokens"), report.get("validation_loss")
+        loss = report.get("loss") if loss is None else loss
+        return Summary(
+            state,
+            objective=objective if objective in ("clm", "mlm") else None,
+            tokens=tokens if type(tokens) is int else None,
+            loss=loss if isinstance(loss, float) and math.isfinite(loss) else None,
+        )
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; a last line that was cut off is left out."""
-        lines = self.metrics_file.read_text(encoding="utf-8").splitlines() if self.metrics_file.is_file() else []
-        return [json.loads(line) for line in lines if step_of(line) < float("inf")]
+        """The lines of metrics.jsonl; one that was cut off, or is damaged, is left out."""
+        if not self.metrics_file.is_file():
+            return []
+        lines = self.metrics_file.read_text(encoding="utf-8", errors="replace").splitlines()
+        return [json.loads(line) for line in lines if step_of(line) < math.inf]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a line says about a run. What its report does not say, or says in another form, is None."""
+
+    state: State | Literal["damaged"]
+    objective: str | None = None
+    tokens: int | None = None
+    loss: float | None = None
+    """The validation loss, or without one the last training loss."""
 
 
 def step_of(line: str) -> float:
-    """The step of a line of metrics.jsonl; infinity for one that was cut off."""
+    """The step of a line of metrics.jsonl; infinity for one that was cut off, or is damaged."""
     try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
+        step = json_object(line)["step"]
+        return float(step) if math.isfinite(step) else math.inf
+    except (ValueError, KeyError, TypeError, OverflowError):
+        return math.inf
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -154,7 +207,7 @@ def checkpoint_damage(path: Path) -> str | None:
     if what := damage(path, of=path.name):
         return what
     try:
-        step = json.loads((path / PROGRESS).read_text(encoding="utf-8"))["step"]
+        step = json_object((path / PROGRESS).read_text(encoding="utf-8"))["step"]
         return None if path.name == f"step-{step:08d}" else f"{PROGRESS} is of another step"
     except (OSError, ValueError, KeyError, TypeError):
         return f"{PROGRESS} cannot be read"
@@ -174,7 +227,7 @@ def newest_whole(folder: Path) -> Path | None:
             return path
         damaged.append(f"{path.name} is damaged ({what})")
     # Those that an earlier start set aside are of the run as well: without any other it must not begin anew unseen.
-    damaged += [f"{path.name} was set aside before" for path in sorted(folder.glob("damaged-step-*"), reverse=True)]
+    damaged += [f"{path.name} was set aside before" for path in sorted(folder.glob(f"{DAMAGED}step-*"), reverse=True)]
     if damaged:
         raise CheckpointError(
             f"no checkpoint in {folder} is whole: {', '.join(damaged)}",
@@ -193,5 +246,5 @@ def runs(folder: Path) -> list[Run]:
 
 def newest_finished(folder: Path, objective: Literal["clm", "mlm"]) -> Run | None:
     """The run of that objective in `folder` that finished last, or None."""
-    finished = [run for run in runs(folder) if run.state == "finished" and run.report().get("objective") == objective]
+    finished = [run for run in runs(folder) if run.summary().objective == objective]
     return max(finished, key=lambda run: run.report_file.stat().st_mtime, default=None)

@@ -14,6 +14,7 @@ from hfpretrain.errors import RunError, Stopped
 from hfpretrain.files import MANIFEST, damage, digest
 from hfpretrain.recipe import Hub, Recipe, load
 from hfpretrain.run import Run, checkpoint_damage, list_checkpoints, step_of
+from hfpretrain.training.begin import Progress
 from hfpretrain.training.loop import train
 
 log = logging.getLogger(__name__)
@@ -39,10 +40,12 @@ def verify(path: Path) -> Iterator[Finding]:
         raise RunError(f"{path} is not a run: it has no {run.recipe_file.name}", hint="give a run directory")
     if (path / MANIFEST).is_file() or run.state == "finished":
         yield _against_manifest("finished run", path, damage(path))
+    newest = Progress()
     for checkpoint in reversed(list_checkpoints(run.checkpoints)):
-        what = f"{run.checkpoints.name}/{checkpoint.name}"
-        yield _against_manifest(what, checkpoint, checkpoint_damage(checkpoint))
-    yield _metrics_in_order(run)
+        problem = checkpoint_damage(checkpoint)
+        newest = newest if problem else Progress.read(checkpoint)
+        yield _against_manifest(f"{run.checkpoints.name}/{checkpoint.name}", checkpoint, problem)
+    yield _metrics_in_order(run, newest)
 
 
 def _against_manifest(what: str, folder: Path, problem: str | None) -> Finding:
@@ -53,13 +56,19 @@ def _against_manifest(what: str, folder: Path, problem: str | None) -> Finding:
     return Finding(what, f"whole: {len(files)} files, {size:,} bytes", good=True)
 
 
-def _metrics_in_order(run: Run) -> Finding:
-    """No line cut off, none twice, steps in order."""
+def _metrics_in_order(run: Run, newest: Progress) -> Finding:
+    """No line missing that was there at the newest checkpoint or before, none cut off, none twice, steps in order."""
     what = run.metrics_file.name
     if not run.metrics_file.is_file():
         return Finding(what, "missing", good=False)
-    lines = run.metrics_file.read_text(encoding="utf-8").splitlines()
+    lines = run.metrics_file.read_text(encoding="utf-8", errors="replace").splitlines()
     steps = [(step_of(line), "validation_loss" in line) for line in lines]
+    there, before = sum(step < float("inf") for step, _ in steps), newest.metrics
+    if there < before.safe:
+        found = f"{there} lines are there, and {before.safe} were when step {newest.step} was saved"
+        return Finding(what, found, good=False)
+    if before.lost:
+        return Finding(what, f"lines that were lost before a resume: {before.lost}", good=False)
     if any(step == float("inf") for step, _ in steps):
         return Finding(what, "a line cannot be read", good=False)
     if steps != sorted(set(steps)):
@@ -97,7 +106,8 @@ def replay(path: Path, steps: int) -> Iterator[Finding]:
         copy = Run(Path(folder) / "run")
         _copy_back(run, copy, starts[start])
         try:
-            train(_alone(recipe, copy), resume=True, stop_after=end)
+            # The run may have been changed after that checkpoint; what else is changed shows in what comes of it.
+            train(_alone(recipe, copy), resume=True, allow_changes=True, stop_after=end)
         except Stopped as stop:
             if not copy.checkpoints.joinpath(f"step-{end:08d}").is_dir():  # a signal of the user's
                 raise stop

@@ -1,6 +1,7 @@
 """The command line as users meet it: results on stdout, a sentence and an exit status for what is wrong."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from conftest import ROOT, Command
 from tiny import BERT, GPT2, tiny_run, write_corpus
 
 from hfpretrain.cli import main
-from hfpretrain.run import Run
+from hfpretrain.run import Run, newest_finished
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,45 @@ def test_the_newest_finished_run_is_the_default_and_is_named(tmp_path: Path, cal
     assert f"model: {newer.path.relative_to(tmp_path)}" in done.err
     listed = json.loads(call("runs", "--json").out)
     assert [line["objective"] for line in listed] == ["clm", "mlm", "mlm"]
+
+
+@pytest.mark.parametrize(
+    ("report", "known"),
+    [
+        (b"", "damaged"),
+        (b"\xff{}", "damaged"),
+        (b"[[1, 2]]", "damaged"),
+        (b"{" * 100_000, "damaged"),
+        (b'{"tokens": ' + b"9" * 5_000 + b"}", "damaged"),
+        (None, "damaged"),
+        (b"{}", "finished"),
+        (b'{"objective": "mlm", "tokens": 5}', "finished   mlm  5 tokens"),
+        (b'{"objective": ["mlm"], "tokens": "x", "loss": {}}', "finished"),
+        (b'{"objective": "mlm\\u001b[2J", "tokens": true, "validation_loss": NaN}', "finished"),
+        (b'{"objective": "mlm", "tokens": [], "loss": 2.5, "validation_loss": null}', "finished   mlm    loss 2.5000"),
+    ],
+)
+def test_a_run_with_an_odd_report_is_listed_with_what_is_known(
+    tmp_path: Path, call: Call, runs: dict[str, Run], report: bytes | None, known: str
+) -> None:
+    whole, odd = tmp_path / "runs" / "whole", tmp_path / "runs" / "odd"
+    for folder in (whole, odd):
+        folder.mkdir(parents=True)
+        shutil.copy(runs["clm"].report_file, folder)
+        shutil.copy(runs["clm"].recipe_file, folder)
+    (odd / "report.json").unlink()
+    if report is None:
+        (odd / "report.json").mkdir()
+    else:
+        (odd / "report.json").write_bytes(report)
+    done = call("runs")
+    assert done.status == 0, done.err
+    lines = {line.split()[0]: " ".join(line.split()[1:]) for line in done.out.splitlines()}
+    assert lines["runs/odd"] == " ".join(known.split())
+    assert lines["runs/whole"].startswith("finished clm 768 tokens loss ")
+    listed = {line["run"]: line for line in json.loads(call("runs", "--json").out)}
+    assert listed["runs/odd"]["state"] == known.split()[0]
+    assert newest_finished(Path("runs"), "clm") == Run(Path("runs/whole"))
 
 
 @pytest.mark.parametrize(

@@ -9,17 +9,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import Command
+from safetensors.torch import load_file, save_file
 from tiny import metrics, same_weights, tiny_run, weights
 
 from hfpretrain.errors import CheckpointError
-from hfpretrain.files import MANIFEST, commit_folder, damage
+from hfpretrain.files import MANIFEST, commit_folder, damage, write_manifest
 from hfpretrain.inference import MaskedLM
 from hfpretrain.inference import load as load_model
 from hfpretrain.publish import check_whole
 from hfpretrain.recipe import dump, load
-from hfpretrain.run import Run, newest_whole
+from hfpretrain.run import Run, checkpoint_damage, newest_whole
+from hfpretrain.training.checkpoint import prune, restore_checkpoint
 from hfpretrain.training.loop import train
+from hfpretrain.training.session import open_accelerator, prepare_session
+from hfpretrain.verify import verify
 
 SETTINGS = ["checkpoints.every=4", "checkpoints.keep=3"]
 OLD, MIDDLE, NEW = "step-00000004", "step-00000008", "step-00000012"
@@ -190,8 +195,23 @@ def test_a_run_goes_back_and_ends_as_if_nothing_had_been(
     assert metrics(prepared[objective]) == metrics(resumed)
     assert len(warnings(caplog)) == 1
     kept = sorted(path.name for path in resumed.checkpoints.iterdir())
-    assert kept == [f"damaged-{NEW}", OLD, MIDDLE, NEW], "the damaged one is set aside and counts as none"
+    assert kept == [OLD, MIDDLE, NEW], "the damaged one was set aside, and went when another had taken its place"
     assert damage(resumed.path) is None
+
+
+def test_a_damaged_tokenizer_beside_the_checkpoints_is_of_no_matter(prepared: dict[str, Run], tmp_path: Path) -> None:
+    """Two words changed places in it; the checkpoints hold the one that the run learnt with."""
+    resumed = linked(prepared["mlm"], tmp_path / "run")
+    shutil.rmtree(resumed.checkpoints / NEW)
+    file = resumed.path / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    words = tokenizer["model"]["vocab"]
+    words["the"], words["fox"] = words["fox"], words["the"]
+    replace(file, json.dumps(tokenizer).encode())
+    train(load(resumed.recipe_file), resume=True)
+    assert same_weights(weights(prepared["mlm"]), weights(resumed))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (resumed.path / name).read_bytes() == (prepared["mlm"].path / name).read_bytes()
 
 
 def test_the_command_goes_back_over_two_damaged_ones(
@@ -241,6 +261,73 @@ def test_damaged_ones_set_aside_do_not_make_a_fresh_start(prepared: dict[str, Ru
         newest_whole(folder)
 
 
+def test_damaged_ones_stay_until_the_run_has_passed_them(tmp_path: Path) -> None:
+    for name in (OLD, MIDDLE, f"damaged-{MIDDLE}", f"damaged-{NEW}"):
+        (tmp_path / name).mkdir()
+    prune(tmp_path, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"damaged-{NEW}", OLD, MIDDLE]
+
+
+@pytest.mark.parametrize("name", [OLD, f".{OLD}.partial", f"damaged-{OLD}"])
+def test_what_a_kill_leaves_of_a_removal_is_removed_later(
+    prepared: dict[str, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    folder = linked(prepared["clm"], tmp_path / "run").checkpoints
+    (folder / OLD).rename(folder / name)
+
+    def killed(path: Path, **_: object) -> None:
+        if path.exists():
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prune(folder, 2)
+    assert len(list(folder.iterdir())) == 3
+    prune(folder, 2)
+    assert sorted(path.name for path in folder.iterdir()) == [MIDDLE, NEW]
+
+
+ODD = [
+    b"",
+    b"{",
+    b"[]",
+    b"5",
+    b'"x"',
+    b"null",
+    b"\xff",
+    b"[" * 100_000,
+    b'{"step": ' + b"[" * 100_000,
+    b'{"a": "\\ud800"}',
+]
+ODD_STEPS = [b"NaN", b"-Infinity", b"1e999", b"1" + b"0" * 400, b"9" * 5_000, b'"7"', b"[7]", b"{}", b"null"]
+
+
+@pytest.mark.parametrize("content", [*ODD, *(b'{"step": ' + step + b"}" for step in ODD_STEPS)])
+def test_odd_json_is_damage_and_no_more(prepared: dict[str, Run], tmp_path: Path, content: bytes) -> None:
+    run = linked(prepared["clm"], tmp_path / "run")
+    for name in (MANIFEST, "progress.json"):
+        folder = shutil.copytree(run.checkpoints / NEW, tmp_path / name / NEW, copy_function=os.link)
+        replace(folder / name, content)
+        if name == "progress.json":
+            (folder / MANIFEST).unlink()
+            write_manifest(folder, of=NEW)
+        assert checkpoint_damage(folder) is not None
+    whole = run.metrics_file.read_bytes().splitlines()
+    run.metrics_file.write_bytes(b"\n".join([*whole[:5], content, *whole[5:], content]))
+    assert Run.metrics(run) == Run.metrics(prepared["clm"])
+    assert not list(verify(run.path))[-1].good
+
+
+def test_odd_lines_of_metrics_do_not_keep_a_run_from_its_end(prepared: dict[str, Run], tmp_path: Path) -> None:
+    run = linked(prepared["clm"], tmp_path / "run")
+    odd = [*ODD, b'{"step": 12, "loss": "low"}', b'{"step": 12, "loss": 1.0}', b'{"step": 12, "validation_loss": []}']
+    run.metrics_file.write_bytes(b"".join(line + b"\n" for line in [*run.metrics_file.read_bytes().splitlines(), *odd]))
+    train(load(run.recipe_file), resume=True)
+    assert run.report()["loss"] == prepared["clm"].report()["loss"]
+    assert damage(run.path) is None
+
+
 def test_a_whole_checkpoint_is_not_replaced(prepared: dict[str, Run], tmp_path: Path) -> None:
     """A kill between removing it and renaming the new one would leave none."""
     folder = linked(prepared["clm"], tmp_path / "run").checkpoints
@@ -266,11 +353,63 @@ def test_damage_of_a_finished_run_is_seen(prepared: dict[str, Run], tmp_path: Pa
     expected = {*ALIKE, *MORE["clm"], "model.safetensors", "report.json", "recipe.yaml", "metrics.jsonl"}
     assert names == expected
     for name in (*names, MANIFEST):
-        shutil.copytree(run.path, tmp_path / name, copy_function=os.link, ignore=lambda *_: ["checkpoints"])
+        folder = shutil.copytree(run.path, tmp_path / name, copy_function=os.link, ignore=lambda *_: ["checkpoints"])
         other = prepared["mlm"].path / name
-        if other.is_file():
-            DAMAGES[how](tmp_path / name / name, other)
-            assert damage(tmp_path / name) is not None
+        if how == "other" and not other.exists():  # the other objective has no such file
+            assert name == "generation_config.json"
+            continue
+        DAMAGES[how](folder / name, other)
+        what = damage(folder)
+        assert what is not None
+        assert name == MANIFEST or what.startswith(name)
+
+
+def test_a_checkpoint_of_another_precision_can_be_restored(prepared: dict[str, Run]) -> None:
+    """Only fp16 has a scaler, which the checkpoint then does not hold; here one of a CPU, where there is no fp16."""
+    run = prepared["clm"]
+    recipe = load(run.recipe_file)
+    accelerator = open_accelerator(recipe)
+    session = prepare_session(recipe, run, accelerator)
+    try:
+        scaler = accelerator.scaler = torch.amp.GradScaler("cpu")
+        with torch.no_grad():
+            next(session.model.parameters()).zero_()
+        restore_checkpoint(run.checkpoints / NEW, accelerator, session.model)
+        assert next(session.model.parameters()).any()
+        assert accelerator.scaler is scaler
+    finally:
+        accelerator.free_memory()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer_config.json", "report.json", MANIFEST])
+def test_resuming_a_finished_run_looks_at_its_files(prepared: dict[str, Run], tmp_path: Path, name: str) -> None:
+    """And what its sentence advises helps."""
+    run = Run(shutil.copytree(prepared["mlm"].path, tmp_path / "run"))
+    recipe = dataclasses.replace(load(run.recipe_file), output_dir=str(run.path))
+    run.recipe_file.write_text(dump(recipe) + "# edited\n")
+    assert train(recipe, resume=True).state == "finished"
+    DAMAGES["middle"](run.path / name, Path())
+    with pytest.raises(CheckpointError, match=rf"is finished, and damaged: {name} is not what was saved") as caught:
+        train(recipe, resume=True)
+    assert f"remove {run.report_file}" in str(caught.value.hint)
+    run.report_file.unlink()
+    train(recipe, resume=True)
+    assert damage(run.path) is None
+    assert same_weights(weights(prepared["mlm"]), weights(run))
+
+
+def test_weights_under_another_name_are_not_replaced_by_new_ones(prepared: dict[str, Run], tmp_path: Path) -> None:
+    """As a version of transformers may call them otherwise, whole by the manifest."""
+    run = linked(prepared["clm"], tmp_path / "run")
+    file = run.checkpoints / NEW / "model.safetensors"
+    renamed = {name.replace("ln_f", "norm"): tensor for name, tensor in load_file(file).items()}
+    file.unlink()
+    save_file(renamed, file, metadata={"format": "pt"})
+    (run.checkpoints / NEW / MANIFEST).unlink()
+    write_manifest(run.checkpoints / NEW, of=NEW)
+    with pytest.raises(CheckpointError, match=r"there are no weights for transformer\.ln_f\.bias") as caught:
+        train(load(run.recipe_file), resume=True)
+    assert "the versions of the libraries" in str(caught.value.hint)
 
 
 def test_the_card_of_a_finished_run_may_be_edited_and_its_files_not(prepared: dict[str, Run], tmp_path: Path) -> None:

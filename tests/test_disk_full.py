@@ -28,6 +28,7 @@ from hfpretrain.files import damage, free_bytes, lack_of_room
 from hfpretrain.recipe import Source, load
 from hfpretrain.run import Run
 from hfpretrain.training import checkpoint
+from hfpretrain.training.lines import Lines, Written
 from hfpretrain.training.loop import train
 from hfpretrain.training.metrics import Metrics
 
@@ -87,6 +88,7 @@ def test_a_checkpoint_that_meets_a_full_disk(whole: Run, tmp_path: Path, file: s
     with files_up_to(size - 1), pytest.raises(CheckpointError, match=NEEDED) as caught:
         train(load(run.recipe_file), resume=True)
     assert "--resume" in str(caught.value.hint)
+    assert ("space" in str(caught.value.hint)) == (file != "optimizer.bin"), "torch does not say what the matter was"
     assert state(run) == before, "the checkpoints are as they were, and nothing else is there"
     goes_on(run, whole)
 
@@ -109,6 +111,24 @@ def test_a_disk_that_is_full_only_when_it_is_flushed(
         train(load(run.recipe_file), resume=True)
     assert state(run) == before
     monkeypatch.undo()
+    goes_on(run, whole)
+
+
+def test_a_file_system_that_flushes_no_folders(whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As some that are shared over a network; a disk that fails is still heard of."""
+    run = as_of(8, whole, tmp_path)
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if Path(f"/proc/self/fd/{descriptor}").readlink().is_dir():
+            raise OSError(refused, os.strerror(refused))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    refused = errno.EIO
+    with pytest.raises(CheckpointError, match="Input/output error"):
+        train(load(run.recipe_file), resume=True)
+    refused = errno.EINVAL
     goes_on(run, whole)
 
 
@@ -183,6 +203,15 @@ def test_a_kill_while_the_final_model_is_moved(
     monkeypatch.undo()
     goes_on(run, whole)
     assert not run.partial.exists()
+
+
+def test_what_fails_for_another_reason_is_not_said_to_need_room(whole: Run, tmp_path: Path) -> None:
+    run = as_of(12, whole, tmp_path)
+    (run.path / "model.safetensors").mkdir()
+    with pytest.raises(CheckpointError, match=r"not be written \(model\.safetensors: Is a directory\)") as caught:
+        train(load(run.recipe_file), resume=True)
+    assert "--resume" in str(caught.value.hint)
+    assert "space" not in str(caught.value.hint)
 
 
 def test_too_little_room_is_seen_before_anything_is_written(
@@ -283,11 +312,29 @@ def test_lines_that_were_not_written_are_in_the_checkpoint(
     with each_line(monkeypatch, act), pytest.raises(KeyboardInterrupt):
         train(load(run.recipe_file), resume=True)
     progress = json.loads((run.checkpoints / "step-00000008" / "progress.json").read_text())
-    steps = [json.loads(line)["step"] for line in progress["unsafe_lines"]]
+    steps = [json.loads(line)["step"] for line in progress["metrics"]["unsafe"]]
     assert steps[-5:] == [5, 6, 6, 7, 8], "one of them is of an evaluation"
     run.metrics_file.rmdir()
     kept.rename(run.metrics_file)
     goes_on(run, whole)
+
+
+def test_metrics_that_cannot_be_read_at_first(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The process has as many files open as it may: what is in the file stays, and what was cut off by a kill goes."""
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        lines = Lines(file, Written(safe=2), upto_step=2)
+        lines.add('{"step": 3, "again": 1}')
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert about_metrics(caplog) == [
+        f"{file} cannot be written (Too many open files): training goes on, and the lines are kept for when it can be"
+    ]
+    lines.add('{"step": 4}')
+    assert file.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3, "again": 1}\n{"step": 4}\n'
 
 
 def test_metrics_that_can_never_be_written(whole: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -3,20 +3,24 @@
 import json
 import math
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
-from tiny import LLAMA, metrics, tiny_recipe, tiny_run, weights
+from tiny import LLAMA, metrics, same_weights, tiny_recipe, tiny_run, weights
 
 from hfpretrain.errors import Stopped, TrainingError
-from hfpretrain.recipe import Train
+from hfpretrain.recipe import Recipe, Train
 from hfpretrain.run import Run
+from hfpretrain.training import loop
 from hfpretrain.training.guard import SPIKE_STEPS, Guard
 from hfpretrain.training.loop import train
+from hfpretrain.training.session import open_accelerator
 
-SETTINGS = ["tokenizer={algorithm: char}", "data.validation=0%", "checkpoints={every: 1, keep: 100}", "seed=2"]
+SETTINGS = ["tokenizer={algorithm: char}", "data.validation=0%", "checkpoints={every: 1, keep: 100}", "seed=9"]
 
 
 def broken_at_one_letter(folder: Path) -> Path:
@@ -46,16 +50,20 @@ def same_checkpoints(one: Path, other: Path) -> bool:
     )
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_step_that_is_no_number_is_kept_from_the_weights(tmp_path: Path, optimizer: str) -> None:
-    """It stops the run and names the document; resumed with skip, it is passed over and counted."""
+@pytest.mark.parametrize(("optimizer", "micro_batches"), [("adamw", 2), ("muon", 1)])
+def test_a_step_that_is_no_number_is_kept_from_the_weights(tmp_path: Path, optimizer: str, micro_batches: int) -> None:
+    """It stops the run and names the document; resumed with skip, it is passed over and counted.
+
+    It is in the second block of a step, so that of two micro-batches the first is the bad one.
+    """
     model = broken_at_one_letter(tmp_path)
     settings = [
         *SETTINGS,
         f"model={{from: {model}}}",
         "tokenizer={}",
-        "train.duration=1 epochs",
+        "train.duration=8",
         f"optimizer.name={optimizer}",
+        f"train.micro_batch_size={4 // micro_batches}",
     ]
     recipe = tiny_recipe(tmp_path, "clm", *settings, name="stopped")
     with pytest.raises(
@@ -142,3 +150,56 @@ def test_what_counts_as_a_jump() -> None:
         assert each.judge(torch.tensor(math.nan), norm).tolist() == [1, 0, 1]
         assert each.judge(torch.tensor(2.0), torch.tensor(math.inf)).tolist() == [1, 0, 1]
     assert sum(int(guard.judge(torch.tensor(3.0), norm)[1]) for _ in range(SPIKE_STEPS)) < 10
+
+
+@pytest.mark.parametrize(("level", "small", "large"), [(2.0, 0.01, 0.2), (1e-6, 1e-8, 1e-6), (0.0, 0.0, 0.1)])
+def test_a_loss_that_hardly_changes_does_not_jump(level: float, small: float, large: float) -> None:
+    """Where losses are all but equal, anything is many deviations; only what is a share of the loss itself counts."""
+    guard = Guard(Train(skip_spikes=True), torch.device("cpu"), scaled=False)
+    norm = torch.tensor(1.0)
+    for _ in range(SPIKE_STEPS):
+        guard.judge(torch.tensor(level), norm)
+    assert guard.judge(torch.tensor(level + small), norm).tolist() == [0, 0, 0]
+    assert guard.judge(torch.tensor(level + large), norm).tolist() == [0, 1, 1]
+
+
+def scale_losses(monkeypatch: pytest.MonkeyPatch, scale: float) -> None:
+    """Has runs train in fp16, whose losses are scaled, on a CPU: Accelerate offers that on a GPU alone."""
+
+    def opened(recipe: Recipe) -> Accelerator:
+        accelerator = open_accelerator(recipe)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        accelerator.native_amp, accelerator.state._mixed_precision = True, "fp16"
+        return accelerator
+
+    monkeypatch.setattr(loop, "open_accelerator", opened)
+
+
+def test_steps_that_a_loss_scale_leaves_out_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """fp16 with a scale that is too large at first: each step with an infinite gradient halves it."""
+    caplog.set_level("INFO", "hfpretrain")
+    scale_losses(monkeypatch, 2.0**26)
+    run = tiny_run(tmp_path, "clm", "checkpoints={every: 1, keep: 100}")
+    lines = [line for line in metrics(run) if "loss" in line]
+    left_out = [line["step"] for line in lines if "overflow_steps" in line]
+    assert 1 <= len(left_out) < len(lines)
+    for line in lines:
+        assert ("gradient_norm" in line) == (line["step"] not in left_out)
+        assert line.get("gradient_norm", 1.0) > 0
+    steps = [run.checkpoints / f"step-{line['step']:08d}" for line in lines]
+    for before, after in pairwise(steps):
+        same = same_weights(weights(before), weights(after))
+        assert same == (int(after.name.removeprefix("step-")) in left_out)
+    assert run.report()["overflow_steps"] == len(left_out)
+    said = [record.message for record in caplog.records if "too large for fp16" in record.message]
+    assert len(said) == 1
+    assert said[0].startswith(f"step {left_out[0]}:")
+
+
+def test_a_loss_scale_that_helps_nothing_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not one update would be made, and training go on to its end."""
+    scale_losses(monkeypatch, 2.0**120)
+    with pytest.raises(TrainingError, match=r"step 31: the gradient .* whatever the loss scale"):
+        tiny_run(tmp_path, "clm", "train.duration=40")

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,13 @@ import hfpretrain
 from hfpretrain import recipe as recipes
 from hfpretrain import secrets
 from hfpretrain.errors import CheckpointError, DataError, HFPretrainError, ModelError, RecipeError, RunError, UserError
-from hfpretrain.files import _digest_of, damage, write_manifest
+from hfpretrain.files import _digest_of, damage, remove, write_manifest
 from hfpretrain.hub import locate
 from hfpretrain.modeling.model import load_model
 from hfpretrain.modeling.tokenizer import load_tokenizer
 from hfpretrain.publish import check_whole, push
 from hfpretrain.run import Run
+from hfpretrain.training.lines import Lines, Written
 
 # ---------------------------------------------------------------------------------------------------------- recipes
 
@@ -440,6 +442,12 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
+ABSURD = {"wide", "wider", "a vocabulary", "positions", "negative", "a text for a number"}
+"""Seen only where the model is built."""
+ONLY_WEIGHTS = {"pickled weights", "a shard that is missing", "weights cut off", "empty weights", "an absurd header"}
+"""The tokenizer in the folder can be used."""
+
+
 @pytest.mark.parametrize("case", SPOILT)
 def test_a_spoilt_model_folder_is_a_sentence(folder: Path, case: str) -> None:
     spoil, says = SPOILT[case]
@@ -448,11 +456,13 @@ def test_a_spoilt_model_folder_is_a_sentence(folder: Path, case: str) -> None:
         with pytest.raises(ModelError, match=says) as caught:
             use(str(folder))
         assert len(caught.value.message) < 1000 and "\n" not in caught.value.message
-    for check in (lambda: load_tokenizer(str(folder), "mlm"), lambda: check_whole(folder)):
-        try:
-            check()
-        except HFPretrainError as error:
-            assert error.exit_status in (1, 2)
+    with pytest.raises(CheckpointError, match="is damaged: "):
+        check_whole(folder)
+    (folder / "manifest.json").unlink()  # a stranger's folder has none
+    with nullcontext() if case in ABSURD else pytest.raises(ModelError):
+        check_whole(folder)
+    with nullcontext() if case in (ABSURD | ONLY_WEIGHTS) - {"a text for a number"} else pytest.raises(ModelError):
+        load_tokenizer(str(folder), "mlm")
     assert not (folder.parent / "ran").exists(), "no code ran"
 
 
@@ -517,15 +527,17 @@ def test_a_hostile_checkpoint_runs_nothing(tmp_path: Path, run: Run, file: str) 
     if file in ("random_states_0.pkl", "other", "progress.json"):  # of no use to a run, or seen to be damaged
         hfpretrain.train(recipe, resume=True)
     else:
-        with pytest.raises((CheckpointError, ModelError), match="cannot be read"):
+        with pytest.raises((CheckpointError, ModelError), match="cannot be read") as caught:
             hfpretrain.train(recipe, resume=True)
+        assert "remove" not in str(caught.value.hint), "its files are as they were saved"
     assert not (tmp_path / "ran").exists()
 
 
 def test_a_manifest_that_names_files_elsewhere_is_damage(tmp_path: Path, run: Run) -> None:
     shutil.copytree(run.checkpoints / "step-00000004", tmp_path / "step-1")
     manifest = tmp_path / "step-1" / "manifest.json"
-    for name in ("/dev/zero", "../../../etc/passwd", "."):
+    os.mkfifo(tmp_path / "step-1" / "pipe")
+    for name in ("/dev/zero", "../../../etc/passwd", ".", "pipe"):
         content = {"of": "step-1", "files": {name: {"bytes": 0, "sha256": hashlib.sha256(b"").hexdigest()}}}
         manifest.write_text(json.dumps(content | {"sha256": _digest_of(content)}))
         assert (damage(tmp_path / "step-1") or "").startswith(name)
@@ -629,6 +641,76 @@ def test_a_run_writes_to_its_directory_and_the_caches_alone(tmp_path: Path) -> N
     assert list(places["home"].iterdir()) == []
     assert [path.name for path in places["work"].iterdir()] == ["runs"]
     assert list(places["temp"].iterdir()) == [], "temporary files are removed"
+
+
+def killed(run: Run, folder: Path) -> Run:
+    """A copy of the run as it was when it was killed after its first checkpoint."""
+    copy = Run(shutil.copytree(run.path, folder / "run"))
+    for path in (copy.report_file, copy.manifest_file, copy.card_file):
+        path.unlink()
+    shutil.rmtree(copy.checkpoints / "step-00000004")
+    copy.recipe_file.write_text(copy.recipe_file.read_text().replace(str(run.path), str(copy.path)))
+    return copy
+
+
+@pytest.mark.parametrize("name", [".final.partial", ".recipe.yaml.partial", "checkpoints/.step-00000004.partial"])
+def test_links_in_a_strangers_run_lead_nothing_elsewhere(tmp_path: Path, run: Run, name: str) -> None:
+    """Where a run writes what it then renames."""
+    copy = killed(run, tmp_path)
+    plant(copy.path / name, tmp_path / "victim", to_folder="recipe" not in name)
+    assert hfpretrain.train(recipes.load(copy.recipe_file), resume=True).state == "finished"
+    assert damage(copy.path) is None
+    assert as_planted(tmp_path / "victim")
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoints", "unpushed"])
+def test_links_in_place_of_parts_of_a_run_are_refused(tmp_path: Path, run: Run, name: str) -> None:
+    """What is written to or removed under the run's own names; also of a finished run, and by a push."""
+    copy = killed(run, tmp_path)
+    plant(copy.path / name, tmp_path / "victim", to_folder=name != "metrics.jsonl")
+    recipe = recipes.load(copy.recipe_file, ["hub.repo_id=me/model", "hub.push=checkpoints"])
+    with pytest.raises(RunError, match=f"{name} is a link or a device, and a run writes to its own directory alone"):
+        hfpretrain.train(recipe, resume=True)
+    with pytest.raises(RunError, match=f"{name} is a link"):
+        push(copy.path, "me/model")
+    shutil.copy(run.report_file, copy.report_file)
+    with pytest.raises(RunError, match=f"{name} is a link"):
+        hfpretrain.train(recipe, resume=True)
+    with pytest.raises(RunError, match=f"{name} is a link"):
+        push(copy.path, "me/model")
+    assert as_planted(tmp_path / "victim")
+
+
+VICTIMS = ["notes", ".ssh/id_rsa", "step-00000001", "tokenizer.json"]
+
+
+def plant(link: Path, victim: Path, *, to_folder: bool) -> None:
+    """Puts a link to somebody's folder, or to a file in it, where a run has something of its own."""
+    (victim / ".ssh").mkdir(parents=True)
+    for name in VICTIMS:
+        (victim / name).write_text("private\n")
+    if os.path.lexists(link):
+        remove(link)
+    link.symlink_to(victim if to_folder else victim / "notes")
+
+
+def as_planted(victim: Path) -> bool:
+    found = {str(path.relative_to(victim)): path.read_text() for path in victim.rglob("*") if path.is_file()}
+    return found == dict.fromkeys(VICTIMS, "private\n")
+
+
+def test_metrics_that_become_a_link_are_written_nowhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """While the run goes on; a pipe, which would wait for a reader, likewise."""
+    lines = Lines(tmp_path / "metrics.jsonl", Written(), upto_step=0)
+    lines.add('{"step": 1}')
+    (tmp_path / "metrics.jsonl").rename(tmp_path / "elsewhere")
+    (tmp_path / "metrics.jsonl").symlink_to("elsewhere")
+    lines.add('{"step": 2}')
+    assert "cannot be written (it is a link): training goes on" in caplog.text
+    assert (tmp_path / "elsewhere").read_text() == '{"step": 1}\n'
+    os.mkfifo(tmp_path / "pipe")
+    Lines(tmp_path / "pipe", Written(), upto_step=0).add('{"step": 1}')
+    assert caplog.text.count("cannot be written") == 2
 
 
 def test_names_in_data_files_are_only_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -489,6 +489,23 @@ def test_a_signal_stops_a_push_at_once(tmp_path: Path, hub: LoopbackHub, finishe
     assert "stopped; the same push again sends only what is missing" in said
 
 
+def test_a_signal_while_a_finished_run_is_pushed(tmp_path: Path, hub: LoopbackHub) -> None:
+    """It is not waited for, and says what there is and what to do."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(dump(tiny_recipe(tmp_path, "clm", "train.duration=1", "hub={repo_id: tester/run}")))
+    hub.fault = lambda number, request: Fault(503, seconds=60) if request.method == "PUT" else None
+    command = [sys.executable, "-m", "hfpretrain", "train", str(recipe)]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=os.environ | hub.environment(), stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr
+        assert any("is pushed now" in line for line in process.stderr)
+        process.send_signal(signal.SIGTERM)
+        said = process.stderr.read()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert f"error: {tmp_path / 'runs' / 'tiny'} is finished, and not pushed yet\n  hint: the same command" in said
+
+
 @pytest.fixture
 def left_over(tmp_path: Path, hub: LoopbackHub, hfpretrain: Command) -> Run:
     """A finished run of which nothing could be pushed: the Hub was away."""

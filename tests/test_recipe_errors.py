@@ -118,7 +118,10 @@ SOURCES = [
     ("{builtin: everyday}", "data.sources: expects a list, not a mapping; begin each item of the list with a dash"),
     ("[everyday]", "data.sources.0: expects a mapping, not the text 'everyday'"),
     ("[{}]", "data.sources.0: expects exactly one of builtin, files, hub and tokens, not none of them"),
-    ("[{files: a, hub: b}]", "data.sources.0: expects exactly one of builtin, files, hub and tokens, not files and hub"),
+    (
+        "[{files: a, hub: b}]",
+        "data.sources.0: expects exactly one of builtin, files, hub and tokens, not files and hub",
+    ),
     ("[{buitlin: everyday}]", "data.sources.0.buitlin: unknown key; did you mean builtin?"),
     (
         "[{builtin: evryday}]",

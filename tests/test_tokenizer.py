@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -249,6 +250,19 @@ def test_architecture_that_brings_its_own_tokenizer() -> None:
     with pytest.raises(ModelError, match="qwen2 model cannot have this tokenizer"):
         train_tokenizer(recipe.Tokenizer(algorithm="bpe"), "clm", TEXTS, architecture="qwen2")
     train_tokenizer(recipe.Tokenizer(algorithm="bpe"), "clm", TEXTS, architecture="qwen3")
+
+
+def test_an_existing_model_that_brings_its_own_tokenizer(tmp_path: Path) -> None:
+    """What is saved beside its configuration would be loaded as another one, by a resume and by everyone else."""
+    trained("bpe", "clm").save_pretrained(tmp_path)
+    for architecture in ("qwen3", "qwen2"):
+        (tmp_path / architecture).mkdir()
+        trained("bpe", "clm").save_pretrained(tmp_path / architecture)
+        (tmp_path / architecture / "config.json").write_text(json.dumps({"model_type": architecture}))
+        mapping = {"objective": "clm", "data": {"sources": [{"builtin": "everyday"}]}}
+        chosen = {"model": {"from": str(tmp_path / architecture)}, "tokenizer": {"from": str(tmp_path)}}
+        with pytest.raises(ModelError, match="qwen2 model") if architecture == "qwen2" else nullcontext():
+            build_tokenizer(recipe.from_mapping(mapping | chosen))
 
 
 def test_existing(tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 """A run learns, resumes bit for bit, does not depend on how a batch is cut, and saves what others can load."""
 
+import dataclasses
+import errno
+import fcntl
 import json
 import math
 import os
@@ -13,9 +16,14 @@ import torch
 from safetensors.torch import save_file
 from tiny import LLAMA, metrics, same_weights, tiny_recipe, tiny_run, weights
 
-from hfpretrain.errors import DataError, RecipeError, RunError, TrainingError
+from hfpretrain.data.batches import open_batches
+from hfpretrain.errors import DataError, RecipeError, RunError, Stopped, TrainingError
+from hfpretrain.evaluation import evaluate_model
+from hfpretrain.files import damage
+from hfpretrain.modeling.tokenizer import build_tokenizer, load_tokenizer
 from hfpretrain.run import Run
 from hfpretrain.training.loop import train
+from hfpretrain.training.metrics import Metrics
 
 
 def cut_back(run: Run, folder: Path, step: int) -> Run:
@@ -131,6 +139,25 @@ def test_resuming_completes_what_a_kill_left_of_the_end(tmp_path: Path) -> None:
     assert not run.partial.exists()
 
 
+def test_a_tokenizer_with_several_chat_templates(tmp_path: Path) -> None:
+    """They are a folder among the files of the tokenizer, which is saved at the beginning and at the end."""
+    from transformers import AutoTokenizer
+
+    templates = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+    tokenizer = AutoTokenizer.from_pretrained(tiny_run(tmp_path, "clm", "train.duration=1", name="first").path)
+    tokenizer.chat_template = templates
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    recipe = tiny_recipe(tmp_path, "clm", f"tokenizer={{from: {tmp_path / 'tokenizer'}}}", name="second")
+    run = train(recipe)
+    run.report_file.unlink()
+    assert train(recipe, resume=True).state == "finished"
+    assert damage(run.path) is None
+    for folder in (run.path, run.checkpoints / "step-00000012"):
+        assert AutoTokenizer.from_pretrained(folder).chat_template == templates
+    (run.path / "additional_chat_templates" / "tool_use.jinja").write_text("")
+    assert damage(run.path) == "additional_chat_templates/tool_use.jinja is not what was saved"
+
+
 def test_resume_without_a_run_starts_one(tmp_path: Path) -> None:
     assert tiny_run(tmp_path, "clm", "train.duration=2", resume=True).state == "finished"
 
@@ -148,6 +175,23 @@ def test_resuming_with_another_recipe_or_other_data_is_refused(tmp_path: Path) -
     corpus.write_text(text + '{"text": "one more"}\n')
     with pytest.raises(RunError, match="the data is not what"):
         tiny_run(tmp_path, "clm", resume=True)
+
+
+def test_the_same_text_in_other_tokens_is_other_data(tmp_path: Path) -> None:
+    """As many tokens, with two words under each other's ids."""
+    recipe = tiny_recipe(tmp_path, "mlm")
+    tokenizers = []
+    for number, swapped in enumerate((False, False, True)):
+        tokenizer = build_tokenizer(recipe)
+        content = json.loads(tokenizer.backend_tokenizer.to_str())
+        words = content["model"]["vocab"]
+        if swapped:
+            words["the"], words["fox"] = words["fox"], words["the"]
+        tokenizer.save_pretrained(tmp_path / str(number))
+        (tmp_path / str(number) / "tokenizer.json").write_text(json.dumps(content))
+        tokenizers.append(load_tokenizer(str(tmp_path / str(number)), "mlm"))
+    one, same, other = (open_batches(recipe, tokenizer).fingerprint for tokenizer in tokenizers)
+    assert one == same != other
 
 
 def test_a_longer_duration_goes_on(tmp_path: Path) -> None:
@@ -239,6 +283,21 @@ def test_going_on_from_a_run(tmp_path: Path) -> None:
     assert more.report()["validation_loss"] == pytest.approx(first.report()["validation_loss"], abs=1e-3)
 
 
+def test_going_on_from_a_model_that_is_gone_since(tmp_path: Path) -> None:
+    """The checkpoint holds all of it; and the card names no folder that is not there, as if it were on the Hub."""
+    base = tiny_run(tmp_path, "mlm", "train.duration=2", name="base")
+    settings = [f"model={{from: {base.path}}}", "tokenizer={}"]
+    whole = tiny_run(tmp_path, "mlm", *settings, name="whole")
+    stopped = tiny_recipe(tmp_path, "mlm", *settings, name="stopped")
+    with pytest.raises(Stopped):
+        train(stopped, stop_after=7)
+    shutil.rmtree(base.path)
+    resumed = train(stopped, resume=True)
+    assert same_weights(weights(whole), weights(resumed))
+    assert resumed.report()["base_model"] is None
+    assert str(base.path) not in resumed.card_file.read_text()
+
+
 def test_others_can_load_what_was_trained(tmp_path: Path) -> None:
     """In a process that cannot import hfpretrain: a pipeline, the Auto classes, and the checkpoints too."""
     masked, causal = tiny_run(tmp_path, "mlm", name="masked"), tiny_run(tmp_path, "clm", name="causal")
@@ -280,6 +339,81 @@ def test_changes_that_are_allowed_are_said_and_recorded(tmp_path: Path, caplog: 
         train(tiny_recipe(tmp_path, "clm", "optimizer={name: muon, lr: 2e-3}"), resume=True, allow_changes=True)
 
 
+def test_a_change_counts_from_the_first_checkpoint_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed before that, nothing was learnt with it: it has to be allowed again, or may be undone."""
+    recipe, changed = tiny_recipe(tmp_path, "clm"), tiny_recipe(tmp_path, "clm", "optimizer.lr=2e-3")
+    with pytest.raises(Stopped):
+        train(recipe, stop_after=7)
+    run = Run(Path(recipe.output_dir))
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Metrics, "write", killed)
+        train(changed, resume=True, allow_changes=True)
+    assert "lr: 0.002" in run.recipe_file.read_text()
+    with pytest.raises(RunError, match=r"optimizer\.lr: 0\.001 before, 0\.002 now"):
+        train(changed, resume=True)
+    other = Run(Path(shutil.copytree(run.path, tmp_path / "other")))
+    other.recipe_file.unlink()
+    with pytest.raises(RunError, match=r"optimizer\.lr: 0\.001 before, 0\.002 now"):
+        train(dataclasses.replace(changed, output_dir=str(other.path)), resume=True)
+    report = train(dataclasses.replace(changed, output_dir=str(other.path)), resume=True, allow_changes=True).report()
+    assert report["changes"] == [{"after_step": 7, "changed": ["optimizer.lr: 0.001 before, 0.002 now"]}]
+    assert train(recipe, resume=True).report()["changes"] == []
+    assert same_weights(weights(run), weights(tiny_run(tmp_path, "clm", name="whole")))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("train.batch_size=2", r"train\.batch_size: 4 before, 2 now"),
+        ("data.block_size=32", r"data\.block_size: 16 before, 32 now"),
+        ("objective=mlm", r"objective: clm before, mlm now"),
+    ],
+)
+def test_what_places_in_the_data_are_counted_by_cannot_be_changed(tmp_path: Path, change: str, said: str) -> None:
+    """Steps would be of other blocks: some learnt twice, others never, and the count of tokens wrong."""
+    with pytest.raises(Stopped):
+        train(tiny_recipe(tmp_path, "clm"), stop_after=3)
+    changed = tiny_recipe(tmp_path, "clm", change)
+    with pytest.raises(RunError, match=said) as caught:
+        train(changed, resume=True, allow_changes=True)
+    key = change.split("=")[0]
+    assert f"no run goes on with another {key}" in caught.value.message
+    assert "--allow-changes" not in str(caught.value.hint)
+
+
+def test_a_duration_that_is_over_is_refused(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, "clm")
+    with pytest.raises(Stopped):
+        train(recipe, stop_after=7)
+    for less in ("5 steps", "0.001 seconds"):
+        with pytest.raises(
+            RunError, match=rf"train\.duration: .* has trained 7 steps in .* more than {less}"
+        ) as caught:
+            tiny_run(tmp_path, "clm", f"train.duration={less}", resume=True)
+        assert "train.duration=7 ends it where it is" in str(caught.value.hint)
+    assert train(recipe, resume=True).report()["steps"] == 12
+
+
+@pytest.mark.parametrize(("step", "part"), [(7, False), (6, False), (6, True)])
+def test_a_run_can_be_ended_where_it_is(tmp_path: Path, step: int, part: bool) -> None:
+    """With an evaluation of what the model is then, once, and on all that is held out."""
+    settings = ["evaluation={every: 6, max_tokens: 32}" if part else "evaluation.every=6"]
+    with pytest.raises(Stopped):
+        train(tiny_recipe(tmp_path, "clm", *settings), stop_after=step)
+    ended = tiny_run(tmp_path, "clm", *settings, f"train.duration={step}", resume=True)
+    expected = evaluate_model(str(ended.path))
+    report, evaluations = ended.report(), [line for line in ended.metrics() if "validation_loss" in line]
+    assert [line["step"] for line in evaluations] == [6] + [7] * (step == 7)
+    for found in (report, evaluations[-1]):
+        assert found["validation_loss"] == pytest.approx(expected["loss"], abs=1e-5)
+        assert found["validation_targets"] == expected["targets"]
+    assert report["steps"] == step
+
+
 def test_other_surroundings_are_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     whole = tiny_run(tmp_path, "clm", name="whole")
     recipe = tiny_recipe(tmp_path, "clm", name="resumed")
@@ -294,8 +428,31 @@ def test_other_surroundings_are_said_once(tmp_path: Path, caplog: pytest.LogCapt
     assert [sentence.split(": ")[1] for sentence in said] == [f"threads {threads} before, {threads + 1} now"]
 
 
-def test_two_runs_in_one_directory_are_one_too_many(tmp_path: Path) -> None:
+@pytest.mark.parametrize("over", ["disk", "NFS"])
+def test_two_runs_in_one_directory_are_one_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, over: str) -> None:
     recipe = tiny_recipe(tmp_path, "clm")
-    with Run(Path(recipe.output_dir)).locked(), pytest.raises(RunError, match="another process is training in"):
+    real = fcntl.flock
+
+    def flock(descriptor: int, operation: int) -> None:
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        real(descriptor, operation)
+
+    if over == "NFS":  # there it is as Linux says: only what is open for writing
+        monkeypatch.setattr(fcntl, "flock", flock)
+    run = Run(Path(recipe.output_dir))
+    with run.locked(), pytest.raises(RunError, match="another process is training in"):
         train(recipe)
+    assert run.state == "empty", "as a run that was killed just then: the file that was locked is no content"
     assert train(recipe).state == "finished"
+
+
+def test_a_run_that_cannot_be_locked_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert tiny_run(tmp_path, "clm", "train.duration=1").state == "finished"
+    assert "cannot be locked (No locks available): nothing keeps another process from training in it" in caplog.text

@@ -8,10 +8,11 @@ import pytest
 from conftest import Command
 from tiny import tiny_recipe, tiny_run
 
-from hfpretrain.errors import RunError
+from hfpretrain.errors import RunError, Stopped
 from hfpretrain.files import commit_folder, damage
 from hfpretrain.recipe import dump
 from hfpretrain.run import Run
+from hfpretrain.training.loop import train
 from hfpretrain.verify import replay, verify
 
 
@@ -53,6 +54,16 @@ def test_what_does_not_reproduce_is_shown(tmp_path: Path) -> None:
     assert [finding.good for finding in replay(run.path, 2)] == [False, False]
 
 
+def test_a_run_that_was_changed_on_the_way_reproduces(tmp_path: Path) -> None:
+    """From the checkpoint after which it was changed, which holds the recipe from before."""
+    recipe = tiny_recipe(tmp_path, "clm", "checkpoints.keep=3")
+    with pytest.raises(Stopped):
+        train(recipe, stop_after=7)
+    changed = tiny_recipe(tmp_path, "clm", "checkpoints.keep=3", "optimizer.lr=2e-3")
+    run = train(changed, resume=True, allow_changes=True)
+    assert [finding.good for finding in replay(run.path, 5)] == [True, True]
+
+
 def test_damage_is_found_and_is_the_exit_status(tmp_path: Path, hfpretrain: Command) -> None:
     run = tiny_run(tmp_path, "clm", name="run")
     for file in (run.path / "model.safetensors", run.checkpoints / "step-00000010" / "optimizer.bin"):
@@ -70,6 +81,28 @@ def test_damage_is_found_and_is_the_exit_status(tmp_path: Path, hfpretrain: Comm
     assert lines["checkpoints/step-00000010"] == "damaged: optimizer.bin is not what was saved"
     assert lines["checkpoints/step-00000012"].startswith("whole")
     assert lines["metrics.jsonl"] == "a line cannot be read"
+
+
+@pytest.mark.parametrize("stop_after", [7, 12])
+def test_metrics_that_were_cut_before_a_resume(
+    tmp_path: Path, stop_after: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is said, then and ever after; also where no other checkpoint was saved."""
+    recipe = tiny_recipe(tmp_path, "clm")
+    with pytest.raises(Stopped):
+        train(recipe, stop_after=stop_after)
+    run = Run(Path(recipe.output_dir))
+    lines = run.metrics_file.read_text().splitlines(keepends=True)
+    run.metrics_file.write_text("".join(lines[:3]) + lines[3][:20])
+    before = f"3 lines are there, and {len(lines)} were when step {stop_after} was saved"
+    assert list(verify(run.path))[-1].found == before
+    train(recipe, resume=True)
+    assert f"{run.metrics_file} lacks {len(lines) - 3} lines that were in it" in caplog.text
+    left = [step for step in range(1, 13) if step <= 3 or step > stop_after]
+    assert [line["step"] for line in run.metrics() if "loss" in line] == left
+    found = list(verify(run.path))[-1]
+    assert not found.good
+    assert found.found == (f"lines that were lost before a resume: {len(lines) - 3}" if stop_after == 7 else before)
 
 
 def test_what_cannot_be_verified(tmp_path: Path) -> None:

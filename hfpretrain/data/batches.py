@@ -277,6 +277,9 @@ def open_batches(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", *, traini
     for store in [*shown, *(validation.stream.stores if validation.stream.stores is not stores else ())]:
         for array in (store.keys, store.offsets, store.prompt_lengths):
             digest.update(b"" if array is None else np.ascontiguousarray(array).data)
+    # And of what each id means: another tokenizer may make as many tokens of each text.
+    words = sorted(tokenizer.get_vocab().items()), sorted(tokenizer.all_special_ids)
+    digest.update(json.dumps([*words, end_of_document(tokenizer, recipe.objective)]).encode())
     return Batches(
         parts,
         order,

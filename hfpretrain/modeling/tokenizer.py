@@ -55,11 +55,12 @@ def build_tokenizer(recipe: recipe.Recipe) -> PreTrainedTokenizerBase:
     """
     existing = recipe.tokenizer.from_ or recipe.model.from_
     if existing:
-        tokenizer = load_tokenizer(existing, recipe.objective)
+        tokenizer, architecture = load_tokenizer(existing, recipe.objective), recipe.model.architecture
         if recipe.tokenizer.from_ and recipe.model.from_:
             _say_other_words(tokenizer, recipe)
-        if recipe.model.architecture:
-            _check_reload(tokenizer, recipe.model.architecture)
+            architecture = _architecture(recipe.model.from_)
+        if architecture:
+            _check_reload(tokenizer, architecture)
         return tokenizer
 
     opened = sources.open_sources(training_sources(recipe.data), on_bad_rows=recipe.data.on_bad_rows)
@@ -91,6 +92,15 @@ def _say_other_words(tokenizer: PreTrainedTokenizerBase, recipe: recipe.Recipe) 
         log.warning(
             "tokenizer.from: tokens that are not what model.from learnt under their ids: %d of %d", other, len(words)
         )
+
+
+def _architecture(name: str) -> str | None:
+    """The architecture of an existing model; None where there is no telling, which is an error later."""
+    folder = Path(hub.locate(name, kind="tokenizer"))
+    if not (folder / "config.json").is_file():
+        return None
+    architecture: str | None = PreTrainedConfig.get_config_dict(folder)[0].get("model_type")
+    return architecture
 
 
 def load_tokenizer(name: str, objective: Objective) -> PreTrainedTokenizerBase:

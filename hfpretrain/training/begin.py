@@ -1,27 +1,35 @@
 """The beginning of a run: where it is, taken from the newest checkpoint or from nothing, and what it says of itself."""
 
+import json
 import logging
-import shutil
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from hfpretrain.amounts import count, span
-from hfpretrain.errors import CheckpointError, RunError
+from hfpretrain.errors import CheckpointError, RecipeError, RunError
 from hfpretrain.evaluation import Evaluated
-from hfpretrain.files import move_files, write_whole
-from hfpretrain.recipe import dump
+from hfpretrain.files import move_files, remove, write_whole
+from hfpretrain.recipe import Recipe, dump, from_mapping, load, to_mapping
 from hfpretrain.recipe_stages import longest_block
-from hfpretrain.run import newest_whole
-from hfpretrain.training.changes import compare_surroundings, surroundings
+from hfpretrain.run import PROGRESS, Run, State, newest_whole
+from hfpretrain.training.changes import check_unchanged, compare_surroundings, surroundings
 from hfpretrain.training.checkpoint import SMALL_FILES, prune, restore_checkpoint, set_aside_later, written_by_all
 from hfpretrain.training.guard import Judged
+from hfpretrain.training.lines import Lines, Written
 from hfpretrain.training.metrics import Metrics, Window
 from hfpretrain.training.micro_batch import seconds_of
 from hfpretrain.training.publisher import Publisher
 from hfpretrain.training.session import Session
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(kw_only=True)
@@ -33,22 +41,35 @@ class Progress:
     window: Window = field(default_factory=Window)
     steady: Window = field(default_factory=Window)
     evaluated: Evaluated | None = None
+    evaluated_after: int | None = None
+    """The step that this was after."""
+    evaluated_all: bool = False
+    """Whether it was on all that is held out, as the last one is to be."""
     evaluation_due: bool = False
     """Whether the evaluation after this step was given up for a signal, and is to be made first of all."""
     judged: Judged = field(default_factory=Judged)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    """What it was trained with, every default written out."""
     data: str | None = None
     """The fingerprint of the data."""
     marks: dict[str, Any] = field(default_factory=dict)
     """From where streamed sources are read on."""
+    bases: dict[str, str | None] = field(default_factory=dict)
+    """The facts of model and tokenizer that the run began with: whether they are local folders is not seen later."""
     micro_batch_size: int | None = None
     surroundings: dict[str, str] = field(default_factory=dict)
     """What the last bits depend on beside recipe and data."""
     changes: list[dict[str, Any]] = field(default_factory=list)
     """What was changed on the way, with the step after which it was, where that was allowed."""
-    unsafe_lines: list[str] = field(default_factory=list)
-    """Lines of metrics that could not be written, or not for certain."""
+    metrics: Written = field(default_factory=Written)
+    """The lines of metrics up to here."""
     branch: str | None = None
     """Where this checkpoint is pushed to, if it is."""
+
+    @staticmethod
+    def read(checkpoint: Path) -> "Progress":
+        """The progress that a whole checkpoint holds; CheckpointError where it is something else."""
+        return Progress.of(json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8")))
 
     @staticmethod
     def of(saved: dict[str, Any]) -> "Progress":
@@ -56,71 +77,165 @@ class Progress:
         try:
             known = {each.name for each in fields(Progress)}
             values = {key: value for key, value in saved.items() if key in known}
-            values |= {key: Window(**values[key]) for key in ("window", "steady") if key in values}
-            if "judged" in values:
-                values["judged"] = Judged(**values["judged"])
-            if values.get("evaluated"):
-                values["evaluated"] = Evaluated(**values["evaluated"])
+            parts = {"window": Window, "steady": Window, "evaluated": Evaluated}
+            parts |= {"judged": Judged, "metrics": Written}
+            values |= {key: part(**values[key]) for key, part in parts.items() if values.get(key) is not None}
             return Progress(**values)
         except (TypeError, AttributeError) as error:
             raise CheckpointError(f"the progress that a checkpoint holds cannot be read: {error}") from error
+
+    def trained_with(self, checkpoint: Path) -> Recipe:
+        """The recipe that the checkpoint was trained with."""
+        try:
+            return from_mapping(self.recipe)
+        except RecipeError as error:
+            raise CheckpointError(f"the recipe that {checkpoint} was trained with cannot be read: {error}") from error
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def begin(session: Session, *, changes: list[str], allow_changes: bool) -> tuple[Progress, Path | None]:
-    """Goes back to the newest whole checkpoint, if there is one, and writes down the recipe.
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins or goes on. The first process decides it and tells the others, so that all do the same."""
 
-    `changes` are those of the recipe. Returns the progress and the checkpoint. Raises RunError where the data is not
-    what the run was started with, unless that is allowed.
+    state: State
+    checkpoint: Path | None = None
+    """The newest whole one, if there is one."""
+    progress: Progress = field(default_factory=Progress)
+    """What it holds."""
+    changes: tuple[str, ...] = ()
+    """Of the recipe in what is learnt."""
+    changes_allowed: bool = False
+
+
+def find_start(run: Run, recipe: Recipe, held: ExitStack, *, resume: bool, allow_changes: bool) -> Start:
+    """Locks the run, until `held` lets it go, and finds out where it is.
+
+    Raises RunError where there is a run and `resume` is false, or one of another recipe, unless that is allowed;
+    CheckpointError where no checkpoint is whole.
+    """
+    require_asked_for(run, resume=resume)
+    held.enter_context(run.locked())
+    state = require_asked_for(run, resume=resume)  # another process may have ended just now
+    checkpoint = None if state == "finished" else newest_whole(run.checkpoints)
+    if checkpoint is None:  # nothing is learnt yet, or nothing will be any more
+        if run.recipe_file.exists():
+            check_unchanged(load(run.recipe_file), recipe, run, allowed=allow_changes)
+        return Start(state)
+    progress = Progress.read(checkpoint)
+    changes = check_unchanged(progress.trained_with(checkpoint), recipe, run, allowed=allow_changes)
+    return Start(state, checkpoint, progress, tuple(changes), allow_changes)
+
+
+def require_asked_for(run: Run, *, resume: bool) -> State:
+    """The state of a run. Raises RunError where there is one, and nobody has said that it is to go on."""
+    state = run.state
+    if state != "empty" and not resume:
+        raise RunError(
+            f"{run.path} is not empty: a run is there already",
+            hint="go on with it by --resume, or choose another output_dir",
+        )
+    return state
+
+
+def told_to_all(accelerator: Accelerator, decide: Callable[[], T]) -> T:
+    """What the first process decides; or all raise its error, so that none waits for the others.
+
+    Were each to look for itself, a file that cannot be read on one of their machines would part them.
+    """
+    decided: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            decided[0] = decide()
+        except Exception as error:
+            decided[1] = error
+    result, failure = broadcast_object_list(decided)
+    if failure is not None:
+        raise failure
+    told: T = result
+    return told
+
+
+def begin(session: Session, start: Start) -> Progress:
+    """Goes back to the checkpoint, if there is one, and writes down the recipe. Returns how far the run is.
+
+    Raises RunError where the data is not what the run was started with, unless that is allowed.
     """
     recipe, run, accelerator = session.recipe, session.run, session.accelerator
-    progress = Progress()
-    checkpoint = newest_whole(run.checkpoints)
+    checkpoint, progress, changes = start.checkpoint, start.progress, [*start.changes]
     if checkpoint is not None:
-        progress = Progress.of(restore_checkpoint(checkpoint, accelerator, session.model))
+        require_time_left(session, progress, before=progress.trained_with(checkpoint))
+        restore_checkpoint(checkpoint, accelerator, session.model)
         set_aside_later(checkpoint, accelerator)
         log.info("going on from %s", checkpoint)
     if progress.data not in (None, session.batches.fingerprint):
         what = f"the data is not what {run.path} was started with"
-        if not allow_changes:
+        if not start.changes_allowed:
             hint = "bring the old data back, choose another output_dir for a new run, or go on with --allow-changes"
             raise RunError(what, hint=hint)
         log.warning("%s; another order of other blocks follows from here on", what)
-        changes = [*changes, "the data"]
+        changes.append("the data")
     if changes:
         progress.changes.append({"after_step": progress.step, "changed": changes})
+    progress.recipe = to_mapping(recipe)
     now = surroundings(accelerator.num_processes, session.facts["device"])
     if checkpoint is not None:
         compare_surroundings(progress.surroundings, now)
     progress.surroundings = now
-    session.facts["changes"] = progress.changes
     session.batches.remember(progress.marks)
+    session.facts |= {"changes": progress.changes, **progress.bases}
+    progress.bases = {key: session.facts[key] for key in ("base_model", "base_tokenizer")}
     session.judged = progress.judged
     session.guard.remember(progress.judged.recent)
     own = recipe.train.batch_size // int(accelerator.num_processes)
     if recipe.train.micro_batch_size == "auto" and progress.micro_batch_size and own % progress.micro_batch_size == 0:
         session.micro_batch_size = progress.micro_batch_size  # dropout depends on it
-    if checkpoint is None and run.recipe_file.exists():
+    if session.plan.done(progress.step, progress.seconds) >= 1:
+        evaluate_as_last(session, progress)
+    if checkpoint is None and start.state == "started":
         log.info("%s has no checkpoint: it starts from the beginning", run.path)
     with written_by_all(accelerator, str(run.path), run.partial, SMALL_FILES):
         if accelerator.is_main_process:
             prune(run.checkpoints, recipe.checkpoints.keep)  # a kill may have come between saving one and this
             run.manifest_file.unlink(missing_ok=True)  # of an earlier end: it vouches for no file from now on
-            shutil.rmtree(run.partial, ignore_errors=True)
+            remove(run.partial)
             session.tokenizer.save_pretrained(run.partial)
             move_files(run.partial, run.path)
             write_whole(run.recipe_file, dump(recipe))
     announce(session, progress.step)
-    return progress, checkpoint
+    return progress
+
+
+def require_time_left(session: Session, progress: Progress, *, before: Recipe) -> None:
+    """Raises RunError where the run is beyond its end, since train.duration is less than before."""
+    plan, duration = session.plan, session.recipe.train.duration
+    beyond = plan.steps is not None and progress.step > plan.steps
+    if plan.seconds is not None and duration != before.train.duration:  # its last step ends a little later
+        beyond = progress.seconds > plan.seconds
+    if beyond:
+        done = f"{progress.step} steps in {span(progress.seconds)}"
+        raise RunError(
+            f"train.duration: {session.run.path} has trained {done} already, more than {duration}",
+            hint=f"train.duration={progress.step} ends it where it is",
+        )
+
+
+def evaluate_as_last(session: Session, progress: Progress) -> None:
+    """Has a run that is at its end evaluated, unless that was done: train.duration may be another than before."""
+    evaluated = progress.evaluated_after == progress.step
+    if session.batches.validation is None or (evaluated and progress.evaluated_all):
+        return
+    if evaluated:
+        progress.metrics.take_back()
+    progress.evaluation_due = True
 
 
 def open_metrics(session: Session, at: Progress) -> Metrics:
     """The run's metrics, as they were at that step."""
-    file, phases = session.run.metrics_file, session.phases
-    windows = at.window, at.steady
-    return Metrics(file, session.accelerator, phases, *windows, upto_step=at.step, unsafe_lines=at.unsafe_lines)
+    first, file = session.accelerator.is_main_process, session.run.metrics_file
+    lines = Lines(file, at.metrics, upto_step=at.step) if first else None
+    return Metrics(session.phases, at.window, at.steady, lines)
 
 
 def begin_pushing(session: Session, progress: Progress, checkpoint: Path | None) -> Publisher | None:

@@ -1,4 +1,4 @@
-"""What a run may be resumed with: recipe and surroundings that it was started with, or what may differ from them."""
+"""What a run may be resumed with: recipe and surroundings that it was trained with, or what may differ from them."""
 
 import logging
 from typing import Any
@@ -20,12 +20,12 @@ HARMLESS = {
 """Keys, and blocks of keys, that a run may be resumed with other values of; each change is said."""
 LIBRARIES = ("python", "torch", "transformers", "accelerate", "tokenizers")
 """What other versions of may give other last bits."""
-BUILT_IN = {"objective", "model", "tokenizer", "optimizer.name"}
-"""Keys that made what a checkpoint holds: no run can go on with other values."""
+FIXED = {"objective", "model", "tokenizer", "optimizer.name", "data.block_size", "train.batch_size"}
+"""Keys that made what a checkpoint holds, or by which a step is a place in the data: no run goes on with others."""
 
 
 def check_unchanged(before: Recipe, now: Recipe, run: Run, *, allowed: bool = False) -> list[str]:
-    """Raises RunError if the recipe that a run was started with differs from `now` in what is learnt.
+    """Raises RunError if the recipe that a run was trained with differs from `now` in what is learnt.
 
     With `allowed` such differences are said and returned, but for those that a checkpoint cannot go on with.
     """
@@ -34,16 +34,17 @@ def check_unchanged(before: Recipe, now: Recipe, run: Run, *, allowed: bool = Fa
     moving = any(stage.until and stage.until.unit == "percent" for stage in now.data.stages)
     # Where stages end in percent of the run, another duration is another order of the data.
     serious = [key for key in changed if not _among(key, HARMLESS) or (moving and key == "train.duration")]
-    impossible = [key for key in serious if _among(key, BUILT_IN)]
+    impossible = [key for key in serious if _among(key, FIXED)]
     differences = [f"{key}: {old.get(key)} before, {new.get(key)} now" for key in serious]
     if impossible or (serious and not allowed):
         other_way = "" if impossible else ", or go on all the same with --allow-changes"
+        why = f", and no run goes on with another {' or '.join(impossible)}" if impossible else ""
         raise RunError(
-            f"{run.path} was started with another recipe ({'; '.join(differences)})",
+            f"{run.path} was trained with another recipe ({'; '.join(differences)}){why}",
             hint=f"undo the change, or choose another output_dir for a new run{other_way}",
         )
     if changed := [key for key in changed if key not in serious]:
-        log.info("changed since the run was started: %s", ", ".join(changed))
+        log.info("changed since the run was last saved: %s", ", ".join(changed))
     if differences:
         log.warning("what is learnt from here on is changed: %s", "; ".join(differences))
     return differences

@@ -5,9 +5,9 @@ and only then are older ones removed. Nothing is trained meanwhile, so that what
 writing. Randomness is derived from the seed, so it is not part of a checkpoint.
 """
 
+import errno
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,20 +16,23 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import SCALER_NAME, gather_object
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfpretrain.errors import CheckpointError
 from hfpretrain.files import bytes_below, commit_folder, free_bytes, lack_of_room, make_folder, remove, size_in_words
 from hfpretrain.hub import first_line
 from hfpretrain.model_files import check_model_files
-from hfpretrain.run import PROGRESS, list_checkpoints
+from hfpretrain.run import DAMAGED, PROGRESS, list_checkpoints
 
 log = logging.getLogger(__name__)
 
 SMALL_FILES = 1_000_000
 """Bytes of what is saved beside tensors: tokenizer, configuration, progress."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where there is no room: on the disk, of the user's share of it, or for one file."""
 MAKE_ROOM = "free some space; then the same command with --resume goes on"
+MEND = "see what keeps it from being written; then the same command with --resume goes on"
 
 
 def save_checkpoint(
@@ -73,8 +76,15 @@ def save_checkpoint(
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Removes all but the newest checkpoints, and what is left of others. What cannot be removed stays, and is said."""
-    for old in [*folder.glob(".step-*"), *list_checkpoints(folder)[keep:]]:
+    """Removes all but the newest checkpoints, which are whole, and what is left of others.
+
+    Damaged ones that were set aside go when there is one of their step or a later one. What cannot be removed stays,
+    and is said.
+    """
+    found = list_checkpoints(folder)
+    newest = found[0].name if found else ""
+    damaged = [path for path in folder.glob(f"{DAMAGED}step-*") if path.name.removeprefix(DAMAGED) <= newest]
+    for old in [*folder.glob(".*step-*"), *damaged, *found[keep:]]:
         try:
             remove(old)
         except OSError as error:
@@ -96,7 +106,8 @@ def written_by_all(accelerator: Accelerator, what: str, beside: Path, needed: in
         cause = error
         free = free_bytes(beside.parent) + bytes_below(beside)
         room = f"it needs about {size_in_words(needed)}, and {size_in_words(free)} are free there"
-        failure = (f"{what} could not be written ({reason(error)}): {room}", MAKE_ROOM)
+        hint = MAKE_ROOM if is_full(error) or free < needed else MEND
+        failure = (f"{what} could not be written ({reason(error)}): {room}", hint)
     failures = [each for each in gather_object([failure]) if each]
     if failures:
         if accelerator.is_main_process:
@@ -107,8 +118,16 @@ def written_by_all(accelerator: Accelerator, what: str, beside: Path, needed: in
 def reason(error: Exception) -> str:
     """Why a write failed, in one line: libraries add theirs, and traces."""
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+        file = error.filename2 or error.filename
+        return f"{Path(str(file)).name}: {error.strerror}" if file else error.strerror
     return first_line(error)
+
+
+def is_full(error: Exception) -> bool:
+    """Whether a write failed for lack of room. Libraries in Rust say it in words, torch gives no reason."""
+    if isinstance(error, OSError):
+        return error.errno in FULL
+    return any(f"(os error {number})" in str(error) for number in FULL)
 
 
 def require_room(what: str, folder: Path, needed: int) -> None:
@@ -129,40 +148,48 @@ def saved_bytes(model: torch.nn.Module, optimizers: Iterable[torch.optim.Optimiz
 
 def set_aside_later(path: Path, accelerator: Accelerator) -> None:
     """Renames checkpoints later than `path` (they are damaged), so that they count as none from now on."""
-    accelerator.wait_for_everyone()  # all have looked at them
+    accelerator.wait_for_everyone()  # all have gone back to it
     if accelerator.is_main_process:
         for later in list_checkpoints(path.parent):
             if later.name > path.name:
-                aside = path.with_name(f"damaged-{later.name}")
-                if os.path.lexists(aside):
-                    remove(aside)
+                aside = path.with_name(DAMAGED + later.name)
+                remove(aside)
                 later.rename(aside)
 
 
-def restore_checkpoint(path: Path, accelerator: Accelerator, model: torch.nn.Module) -> dict[str, Any]:
-    """Loads weights, optimizer and gradient scaler in place; returns the progress that was saved.
+def restore_checkpoint(path: Path, accelerator: Accelerator, model: torch.nn.Module) -> None:
+    """Loads weights, optimizer and gradient scaler in place.
 
     Accelerate reads its pickles with weights_only, which makes tensors and numbers and calls nothing. Raises
     CheckpointError for files that are whole but hold something else.
     """
     check_model_files(path)
     try:
-        return _restored(path, accelerator, model)
+        _restore(path, accelerator, model)
     except Exception as error:  # what a pickle, a JSON file or weights of another shape raise
         what = f"{type(error).__name__}: {first_line(error)}"
         raise CheckpointError(
-            f"{path} cannot be read ({what})", hint="remove it, and --resume goes on from the one before it"
+            f"{path} cannot be read ({what})",
+            hint="its files are as they were saved: use the recipe and the versions of the libraries of that time",
         ) from error
 
 
-def _restored(path: Path, accelerator: Accelerator, model: torch.nn.Module) -> dict[str, Any]:
+def _restore(path: Path, accelerator: Accelerator, model: torch.nn.Module) -> None:
     plain: PreTrainedModel = accelerator.unwrap_model(model, keep_torch_compile=False)
     # transformers may keep weights in another layout on disk than in memory; its loader knows how to go back.
-    saved = type(plain).from_pretrained(path, dtype=torch.float32, use_safetensors=True, local_files_only=True)
+    saved, loading = type(plain).from_pretrained(
+        path, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
+    )
+    if missing := loading["missing_keys"]:  # it would begin with new ones, as another version may name them otherwise
+        raise ValueError(f"there are no weights for {min(missing)}")
     plain.load_state_dict(saved.state_dict())
-    accelerator.load_state(str(path))
-    progress: dict[str, Any] = json.loads((path / PROGRESS).read_text(encoding="utf-8"))
-    return progress
+    scaler = accelerator.scaler
+    if not (path / SCALER_NAME).exists():  # saved with another precision than fp16: the scale is found anew
+        accelerator.scaler = None
+    try:
+        accelerator.load_state(str(path))
+    finally:
+        accelerator.scaler = scaler
 
 
 def save_with_transformers(accelerator: Accelerator) -> None:

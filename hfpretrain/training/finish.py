@@ -14,8 +14,9 @@ from hfpretrain import hardware
 from hfpretrain.amounts import span
 from hfpretrain.card import LOCAL, NEUTRAL, write_card
 from hfpretrain.data.blocks import PADDING, Block, BoolArray, IntArray
+from hfpretrain.errors import CheckpointError
 from hfpretrain.evaluation import Evaluated
-from hfpretrain.files import move_files, write_manifest, write_whole
+from hfpretrain.files import damage, move_files, remove, write_manifest, write_whole
 from hfpretrain.inference import CausalLM, load
 from hfpretrain.run import Run
 from hfpretrain.training.checkpoint import require_room, saved_bytes, written_by_all
@@ -49,9 +50,20 @@ def finish(session: Session, metrics: Metrics, step: int, seconds: float, evalua
 
 
 def complete(run: Run) -> None:
-    """Does what is left to do where a run was killed just after its report was in place."""
+    """Does what is left to do where a run was killed just after its report was in place.
+
+    Raises CheckpointError where a file is not what was saved; its recipe may be edited, for the card's sake.
+    """
+    run.check_own()
+    what = damage(run.path, of=FINISHED, covers=lambda name: name != run.recipe_file.name)
+    if what and run.manifest_file.exists():
+        raise CheckpointError(
+            f"{run.path} is finished, and damaged: {what}",
+            hint=f"remove {run.report_file}, and the same command makes it anew from the newest checkpoint; "
+            f"or, if you changed it on purpose, remove {run.manifest_file}",
+        )
     with contextlib.suppress(OSError):
-        run.partial.rmdir()
+        remove(run.partial)
     if not run.card_file.exists():
         add_card(run)
 
@@ -88,10 +100,10 @@ def what_it_came_to(
     """The report of the run, but for its samples."""
     run, plan, facts = session.run, session.plan, session.facts
     lines = run.metrics() if os.access(run.metrics_file, os.R_OK) else []
-    if unsafe := metrics.save():
+    if unsafe := metrics.save().unsafe:
         log.warning("lines that could not be written to %s: %d", run.metrics_file, len(unsafe))
         lines += map(json.loads, unsafe)
-    logged = [line for line in lines if "loss" in line]
+    logged = [line for line in lines if all(isinstance(line.get(key), float) for key in ("loss", "tokens_per_second"))]
     tokens = plan.tokens(step)
     tokens_per_second = logged[-1]["tokens_per_second"] if logged else 0.0  # where only the end was left to do
     if metrics.seconds_per_step:

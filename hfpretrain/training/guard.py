@@ -24,8 +24,12 @@ log = logging.getLogger(__name__)
 
 SPIKE_DEVIATIONS, SPIKE_STEPS = 6.0, 128
 """A loss that is so many standard deviations above the mean of so many steps before it is a spike."""
+SPIKE_SHARE = 0.03
+"""And at least so much of the mean above it: where losses are all but equal, any change is many deviations."""
 NONFINITE_IN_A_ROW = 3
 """So many such steps are passed over where the recipe says so; one more in a row ends the run."""
+OVERFLOWS_IN_A_ROW = 30
+"""So many steps fp16's loss scale may leave out. Halved by each, 65536 at first, it is below all that helps by then."""
 NAMED_DOCUMENTS = 5
 
 
@@ -36,6 +40,9 @@ class Judged:
     nonfinite: int = 0
     """Steps passed over, since their loss or gradient was no number."""
     in_a_row: int = 0
+    overflows: int = 0
+    """Steps left out by fp16's loss scale."""
+    overflows_in_a_row: int = 0
     spikes: int = 0
     recent: list[float] = field(default_factory=list)
     """The mean losses of the last steps, at most SPIKE_STEPS."""
@@ -53,6 +60,8 @@ class Step:
     """Of the gradient, before clipping."""
     nonfinite: bool
     spike: bool
+    overflow: bool
+    """The gradient is infinite as fp16's loss scale was too large for it, which leaves the step out and is halved."""
 
 
 class Guard:
@@ -80,7 +89,8 @@ class Guard:
         """
         finite = mean_loss.isfinite() if self.scaled else mean_loss.isfinite() & norm.isfinite()
         # Not a number, hence no spike, until there are enough.
-        spike = mean_loss > self.recent.mean() + SPIKE_DEVIATIONS * self.recent.std(correction=0)
+        mean, deviation = self.recent.mean(), self.recent.std(correction=0)
+        spike = mean_loss - mean > torch.maximum(SPIKE_DEVIATIONS * deviation, SPIKE_SHARE * mean)
         # A spike counts as well: where losses stay high, that is what they are now.
         self.recent = torch.where(mean_loss.isfinite(), torch.cat([self.recent[1:], mean_loss[None]]), self.recent)
         left_out = (~finite | spike) if self.settings.skip_spikes else ~finite
@@ -110,6 +120,7 @@ def heed(session: "Session", steps: Sequence[Step]) -> None:
         if step.spike:
             done = "its update is left out" if session.recipe.train.skip_spikes else "training goes on"
             log.warning("step %d: the loss jumped to %.4f; %s", step.number, step.loss / max(step.targets, 1), done)
+        heed_overflow(session, step)
         if not step.nonfinite:
             continue
         what = "loss" if not math.isfinite(step.loss) else "gradient"
@@ -124,6 +135,25 @@ def heed(session: "Session", steps: Sequence[Step]) -> None:
                 "run with a lower optimizer.lr or a longer schedule.warmup may not come to them",
             )
         log.warning("%s: passed over, %d in a row%s", problem, judged.in_a_row, documents_of(session, step.number))
+
+
+def heed_overflow(session: "Session", step: Step) -> None:
+    """Says it once; raises TrainingError where no loss scale helps, so that no update would ever be made."""
+    judged = session.judged
+    judged.overflows_in_a_row = judged.overflows_in_a_row + 1 if step.overflow else 0
+    judged.overflows += step.overflow
+    if judged.overflows_in_a_row > OVERFLOWS_IN_A_ROW:
+        raise TrainingError(
+            f"step {step.number}: the gradient is not a finite number in fp16, whatever the loss scale, and so were "
+            f"those of the {OVERFLOWS_IN_A_ROW} steps before; the weights were not changed by them",
+            hint="start a new run with train.precision: bf16, or fp32",
+        )
+    if step.overflow and judged.overflows == 1:
+        log.info(
+            "step %d: the gradient is too large for fp16: its update is left out and the loss scale halved; more such "
+            "steps are counted in metrics.jsonl",
+            step.number,
+        )
 
 
 def documents_of(session: "Session", step: int) -> str:

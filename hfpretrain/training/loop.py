@@ -18,10 +18,9 @@ from hfpretrain.data.row_stream import Interrupted
 from hfpretrain.errors import RunError, Stopped
 from hfpretrain.evaluation import evaluate
 from hfpretrain.modeling.objective import IGNORED, MicroBatch
-from hfpretrain.recipe import Recipe, load
+from hfpretrain.recipe import Recipe
 from hfpretrain.run import Run
-from hfpretrain.training.begin import Progress, begin, begin_pushing, open_metrics
-from hfpretrain.training.changes import check_unchanged
+from hfpretrain.training.begin import Progress, begin, begin_pushing, find_start, open_metrics, told_to_all
 from hfpretrain.training.checkpoint import save_checkpoint, saved_bytes
 from hfpretrain.training.console import Display
 from hfpretrain.training.finish import complete, finish
@@ -30,7 +29,7 @@ from hfpretrain.training.metrics import Metrics, Window
 from hfpretrain.training.publisher import Publisher
 from hfpretrain.training.schedule import Plan, learning_rate_factor
 from hfpretrain.training.session import Session, open_accelerator, prepare_session, utilisation
-from hfpretrain.training.signals import StopNow, StopRequest, stop_on_signals
+from hfpretrain.training.signals import SAVED, StopNow, StopRequest, stop_on_signals
 
 log = logging.getLogger(__name__)
 
@@ -48,31 +47,26 @@ def train(recipe: Recipe, *, resume: bool = False, allow_changes: bool = False, 
     saved and stopped. Raises RunError where the run directory is not empty and `resume` is false, Stopped after a
     signal, after train.max_time and after that step.
     """
-    run, request = Run(Path(recipe.output_dir)), StopRequest()
+    run, limit = Run(Path(recipe.output_dir)), recipe.train.max_time
     accelerator = open_accelerator(recipe)
     try:
-        state = run.state
-        if state != "empty" and not resume:
-            raise RunError(
-                f"{run.path} is not empty: a run is there already",
-                hint="go on with it by --resume, or choose another output_dir",
+        with (
+            stop_on_signals(after_step=stop_after, seconds=limit.value if limit else None) as request,
+            ExitStack() as held,
+        ):
+            start = told_to_all(
+                accelerator, lambda: find_start(run, recipe, held, resume=resume, allow_changes=allow_changes)
             )
-        changes: list[str] = []
-        if run.recipe_file.exists():
-            changes = check_unchanged(load(run.recipe_file), recipe, run, allowed=allow_changes)
-        accelerator.wait_for_everyone()  # from here on the first process writes
-        if state == "finished":
-            if accelerator.is_main_process:
-                complete(run)
-            publisher = unfinished_pushes(recipe, run) if accelerator.is_main_process else None
-            log.info("%s is finished%s", run.path, "" if publisher else "; nothing to do")
-        else:
-            limit = recipe.train.max_time
-            with stop_on_signals(after_step=stop_after, seconds=limit.value if limit else None) as request:
-                session = prepare_session(recipe, run, accelerator)
-                with run.locked() if accelerator.is_main_process else nullcontext():
-                    at, checkpoint = begin(session, changes=changes, allow_changes=allow_changes)
-                    publisher = run_loop(session, at, checkpoint, request)
+            if start.state == "finished":
+                publisher = None
+                if accelerator.is_main_process:
+                    complete(run)
+                    publisher = unfinished_pushes(recipe, run)
+                log.info("%s is finished%s", run.path, "" if publisher else "; nothing to do")
+            else:
+                session = prepare_session(recipe, run, accelerator, start.checkpoint)
+                at = begin(session, start)
+                publisher = run_loop(session, at, start.checkpoint, request)
     except StopNow as stop:
         raise Stopped(str(stop), signal=stop.signal) from None
     finally:
@@ -80,13 +74,21 @@ def train(recipe: Recipe, *, resume: bool = False, allow_changes: bool = False, 
         # aborts otherwise.
         accelerator.free_memory()
         accelerator.end_training()
-    if publisher and request.signal:
+    if publisher:  # no other process waits for this
+        push_the_rest(publisher, run, request)
+    return run
+
+
+def push_the_rest(publisher: Publisher, run: Run, request: StopRequest) -> None:
+    """Pushes what is left of a finished run; Stopped after a signal, which is not waited for."""
+    try:
+        if request.signal:
+            raise StopNow(request.signal, SAVED)
+        publisher.finish()
+    except StopNow as stop:
         publisher.abandon()
         hint = "the same command with --resume pushes it"
-        raise Stopped(f"{run.path} is finished, and not pushed yet", signal=request.signal, hint=hint)
-    if publisher:  # no other process waits for this
-        publisher.finish()
-    return run
+        raise Stopped(f"{run.path} is finished, and not pushed yet", signal=stop.signal, hint=hint) from None
 
 
 def unfinished_pushes(recipe: Recipe, run: Run) -> Publisher | None:
@@ -143,7 +145,9 @@ def run_loop(session: Session, at: Progress, checkpoint: Path | None, request: S
                 if at.step and not (session.run.checkpoints / f"step-{at.step:08d}").exists():
                     save_now(session, metrics, publisher, at)
                 raise stopped(at.step, request.signal)
-        session.facts |= {"nonfinite_steps": session.judged.nonfinite, "loss_spikes": session.judged.spikes}
+        judged = session.judged
+        session.facts |= {"nonfinite_steps": judged.nonfinite, "loss_spikes": judged.spikes}
+        session.facts |= {"overflow_steps": judged.overflows}
         finish(session, metrics, at.step, at.seconds, at.evaluated)
     except BaseException:
         if publisher:
@@ -158,7 +162,7 @@ def save_now(session: Session, metrics: Metrics, publisher: Publisher | None, at
     at.judged.recent = session.guard.recent_losses()
     at.data, at.micro_batch_size = session.batches.fingerprint, session.micro_batch_size
     at.marks = session.batches.marks(at.step)
-    at.unsafe_lines = metrics.save()  # before the checkpoint: after a power loss no line up to it is missing
+    at.metrics = metrics.save()  # before the checkpoint: after a power loss no line up to it is missing
     saved = save_checkpoint(
         session.run.checkpoints,
         session.accelerator,
@@ -192,8 +196,8 @@ def branch_name(recipe: Recipe, plan: Plan, step: int) -> str:
 
 
 def train_step(session: Session, step: int, micro_batches: list[MicroBatch], targets: int, rate: float) -> torch.Tensor:
-    """One optimizer step. Returns [4] on the device: the summed loss of all processes, the gradient's norm, and
-    whether (1 or 0) the guard found that they are no numbers, and that the loss jumped.
+    """One optimizer step. Returns [5] on the device: the summed loss of all processes, the gradient's norm, and
+    whether (1 or 0) they are no numbers, the loss jumped, and fp16's loss scale left the step out, as `Step` has it.
 
     The gradient is that of the summed loss divided by the targets of the whole step, over all micro-batches and
     processes; the processes' gradients are averaged, hence their number as a factor.
@@ -220,14 +224,15 @@ def train_step(session: Session, step: int, micro_batches: list[MicroBatch], tar
         clip = session.recipe.train.gradient_clip or float("inf")
         norm = torch.as_tensor(accelerator.clip_grad_norm_(model.parameters(), clip)).detach()
         verdict = session.guard.judge(total / max(targets, 1), norm)
+        overflow = torch.zeros_like(norm)
         if accelerator.scaler is None:
             leave_out(session.optimizers, verdict[2])
         else:  # fp16: its scaler leaves out such a step by itself, and the next has a smaller loss scale
-            norm = torch.nan_to_num(norm, nan=0.0, posinf=0.0)
+            overflow = (1 - verdict[0]) * ~norm.isfinite()
         for optimizer in session.optimizers:
             optimizer.step()
             optimizer.zero_grad()
-    return torch.cat([torch.stack([total, norm]), verdict[:2]])
+    return torch.stack([total, norm, *verdict[:2], overflow])
 
 
 def upcoming(session: Session, step: int, request: StopRequest | None = None) -> Iterator[tuple[list[MicroBatch], int]]:
@@ -291,8 +296,11 @@ def log_window(session: Session, metrics: Metrics, display: Display, *, step: in
     loss = window.loss / max(window.targets, 1)
     found: dict[str, Any] = {"nonfinite_steps": window.nonfinite} if window.nonfinite else {}
     found |= {"loss_spikes": window.spikes} if window.spikes else {}
+    found |= {"overflow_steps": window.overflows} if window.overflows else {}
     if finite := window.steps - window.nonfinite:
-        found |= {"loss": loss, "gradient_norm": window.gradient_norm / finite}
+        found |= {"loss": loss}
+        if updates := finite - window.overflows:
+            found |= {"gradient_norm": window.gradient_norm / updates}
     plan = session.plan
     tokens_per_second = (plan.tokens(step) - plan.tokens(step - window.steps)) / max(window.seconds, 1e-9)
     metrics.write(
@@ -319,6 +327,7 @@ def evaluate_now(
 ) -> None:
     """Evaluates on the held-out blocks, writes and shows the result. Asked to stop, it leaves that for the resume."""
     gathered(session, metrics)
+    most = None if everything else session.recipe.evaluation.max_tokens
     evaluated = evaluate(
         # Not the wrapped one, whose processes would wait for each other at every forward.
         session.accelerator.unwrap_model(session.model, keep_torch_compile=True),
@@ -327,14 +336,14 @@ def evaluate_now(
         session.collator,
         session.accelerator,
         micro_batch_size=session.micro_batch_size,
-        max_tokens=None if everything else session.recipe.evaluation.max_tokens,
+        max_tokens=most,
         stopped=lambda: bool(request.signal),
     )
     metrics.restart_clock()
     at.evaluation_due = evaluated is None
     if evaluated is None:
         return
-    at.evaluated = evaluated
+    at.evaluated, at.evaluated_after, at.evaluated_all = evaluated, at.step, most is None
     metrics.write({"step": at.step, **evaluated.as_dict()})
     display.say(
         f"step {at.step}: validation loss {evaluated.loss:.4f}, perplexity {evaluated.perplexity:.2f}, "

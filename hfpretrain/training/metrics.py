@@ -2,17 +2,15 @@
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 from hfpretrain.training.guard import Step
-from hfpretrain.training.lines import Lines
+from hfpretrain.training.lines import Lines, Written
 
 PHASES = ("data", "forward_backward", "optimizer")
 """What the time of a step is split into; the rest is other."""
@@ -29,6 +27,8 @@ class Window:
     nonfinite: int = 0
     """Steps whose loss or gradient was no number: they count in `steps` only."""
     spikes: int = 0
+    overflows: int = 0
+    """Steps left out by fp16's loss scale: their gradient does not count in `gradient_norm`."""
     seconds: float = 0.0
     phases: dict[str, float] = field(default_factory=dict)
 
@@ -78,20 +78,9 @@ class Phases:
 class Metrics:
     """Collects what each step came to on the device, and writes a line when asked."""
 
-    def __init__(
-        self,
-        file: Path,
-        accelerator: Accelerator,
-        phases: Phases,
-        window: Window,
-        steady: Window,
-        *,
-        upto_step: int,
-        unsafe_lines: Sequence[str] = (),
-    ) -> None:
-        self.accelerator, self.phases, self.window = accelerator, phases, window
-        main = accelerator.is_main_process
-        self.lines = Lines(file, upto_step=upto_step, unsafe=unsafe_lines) if main else None
+    def __init__(self, phases: Phases, window: Window, steady: Window, lines: Lines | None) -> None:
+        self.phases, self.window = phases, window
+        self.lines = lines
         """What the first process writes."""
         self.steady, self.warm, self.last = steady, False, Window()
         """`steady`: steps and seconds of all windows but the first after a start, which warms up."""
@@ -108,16 +97,17 @@ class Metrics:
         """The window with everything added so far. This is where the device is waited for."""
         if self.added:
             outcomes = torch.stack([outcome for *_, outcome in self.added]).cpu().double().tolist()
-            for (number, targets, _), (loss, norm, nonfinite, spike) in zip(self.added, outcomes, strict=True):
-                step = Step(number, loss, targets, norm, bool(nonfinite), bool(spike))
+            for (number, targets, _), (loss, norm, *judged) in zip(self.added, outcomes, strict=True):
+                step = Step(number, loss, targets, norm, *map(bool, judged))
                 self.unheard.append(step)
                 self.window.steps += 1
                 self.window.nonfinite += step.nonfinite
                 self.window.spikes += step.spike
+                self.window.overflows += step.overflow
                 if not step.nonfinite:
                     self.window.loss += loss
                     self.window.targets += targets
-                    self.window.gradient_norm += norm
+                    self.window.gradient_norm += 0.0 if step.overflow else norm
             self.added = []
             for name, seconds in self.phases.take().items():
                 self.window.phases[name] = self.window.phases.get(name, 0.0) + seconds
@@ -146,9 +136,6 @@ class Metrics:
         if self.lines:
             self.lines.add(json.dumps(line))
 
-    def save(self) -> list[str]:
-        """Makes what was written durable; returns the lines for which that was not possible."""
-        if self.lines is None:
-            return []
-        self.lines.save()
-        return self.lines.unsafe
+    def save(self) -> Written:
+        """Makes what was written durable, as far as that is possible."""
+        return self.lines.save() if self.lines else Written()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hfpretrain import hardware
-from hfpretrain.files import cache_folder, write_whole
+from hfpretrain.files import cache_folder, json_object, write_whole
 from hfpretrain.recipe_stages import longest_block
 
 if TYPE_CHECKING:
@@ -57,10 +57,9 @@ def choose_micro_batch_size(session: "Session") -> int:
 def _read(file: Path) -> dict[str, int]:
     """What was found before; nothing if there is no such file, or a damaged one."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        return json_object(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _smallest(session: "Session", size: int) -> int:

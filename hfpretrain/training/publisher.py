@@ -3,11 +3,11 @@
 import logging
 import queue
 import shlex
-import shutil
 import threading
 from pathlib import Path
 
 from hfpretrain.errors import HFPretrainError
+from hfpretrain.files import remove
 from hfpretrain.publish import find_repository, push, push_checkpoint, stage, waiting
 from hfpretrain.recipe import Hub
 from hfpretrain.run import Run
@@ -26,10 +26,10 @@ class Publisher:
         self.run, self.repo_id, self.settings = run, settings.repo_id, settings
         try:
             run.unpushed.mkdir(exist_ok=True)  # stays until everything is pushed, the finished model too
+            for left in run.unpushed.glob(".*"):
+                remove(left)
         except OSError as error:
             log.warning("checkpoints cannot be put aside for the Hub: %s", error)
-        for left in run.unpushed.glob(".*"):
-            shutil.rmtree(left, ignore_errors=True)
         self._orders: queue.SimpleQueue[bool | None] = queue.SimpleQueue()
         """False: push what waits. True: the finished model as well, and be done. None: be done."""
         self._ending = threading.Event()

@@ -2,7 +2,8 @@
 
 import logging
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from hfpretrain.modeling.loss import Loss, Shortcuts, prove_shortcuts
 from hfpretrain.modeling.model import build_model, count_parameters
 from hfpretrain.modeling.objective import Collator, check_tokenizer
 from hfpretrain.modeling.tokenizer import build_tokenizer, load_tokenizer
-from hfpretrain.recipe import Amount, Recipe, Source
+from hfpretrain.recipe import Amount, Model, Recipe, Source
 from hfpretrain.recipe_stages import longest_block, training_sources
 from hfpretrain.run import Run
 from hfpretrain.training.checkpoint import save_with_transformers
@@ -36,6 +37,9 @@ from hfpretrain.training.schedule import Plan
 log = logging.getLogger(__name__)
 
 
+PATIENCE = timedelta(hours=4)
+"""How long processes wait for one of them, which may be preparing the data, writing or hashing a checkpoint; NCCL's own
+10 minutes are too few for that. One that ends is noticed by its launcher, one that hangs only so late."""
 COUNTED_BLOCKS = 8
 """Blocks whose operations are counted: enough for the share of targets to be near the usual one."""
 
@@ -69,18 +73,21 @@ def utilisation(session: Session, tokens_per_second: float) -> float:
     return float(session.facts["flops_per_token"] * tokens_per_second / rate)
 
 
-def prepare_session(recipe: Recipe, run: Run, accelerator: Accelerator) -> Session:
-    """Builds everything that a run needs; all user errors come from here, before any training."""
+def prepare_session(recipe: Recipe, run: Run, accelerator: Accelerator, checkpoint: Path | None = None) -> Session:
+    """Builds everything that a run needs; all user errors come from here, before any training.
+
+    A run that goes on has its tokenizer from the checkpoint, whose manifest covers it. The weights are not those of the
+    checkpoint yet.
+    """
     transformers.utils.logging.disable_progress_bar()  # a bar for every file saved
     if accelerator.device.type == "cpu":
         hardware.keep_freed_memory()
     with accelerator.main_process_first():  # the others find what the first one has prepared
-        saved = any(run.checkpoints.glob("step-*"))  # without one the run starts anew, whatever it left
-        tokenizer = load_tokenizer(str(run.path), recipe.objective) if saved else build_tokenizer(recipe)
+        tokenizer = load_tokenizer(str(checkpoint), recipe.objective) if checkpoint else build_tokenizer(recipe)
         check_tokenizer(recipe, tokenizer)
         batches = open_batches(recipe, tokenizer)
     plan = Plan.of(recipe, batches.order)
-    model = build_model(recipe, tokenizer)
+    model = build_model(at_hand(recipe, checkpoint), tokenizer)
     how = document_masking(recipe, model)
     compiled = recipe.train.compile is True or (recipe.train.compile == "auto" and accelerator.device.type == "cuda")
     collator = Collator(recipe, tokenizer, isolated=how is not None, steps=plan.steps, static=compiled)
@@ -158,6 +165,13 @@ def prepare_session(recipe: Recipe, run: Run, accelerator: Accelerator) -> Sessi
     return session
 
 
+def at_hand(recipe: Recipe, checkpoint: Path | None) -> Recipe:
+    """The recipe, with the checkpoint in place of `model.from`: of a run that goes on, that may be gone."""
+    if checkpoint is None or recipe.model.from_ is None:
+        return recipe
+    return replace(recipe, model=Model(from_=str(checkpoint)))
+
+
 def describe(source: Source) -> dict[str, Any]:
     """What a source is, without any local path: `name` for people, `dataset` its Hub id if it has one."""
     dataset = hub_name(source.hub)
@@ -179,7 +193,7 @@ def open_accelerator(recipe: Recipe) -> Accelerator:
     AcceleratorState._reset_state()  # several runs in one Python process may differ in precision
     # Without an accelerator, Accelerate joins the processes of torchrun only if told that it is to be CPU.
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    device = PartialState(cpu=several and not torch.accelerator.is_available()).device
+    device = PartialState(cpu=several and not torch.accelerator.is_available(), timeout=PATIENCE).device
     precision = hardware.choose_precision(recipe.train.precision, device)
     if precision == "fp16" and recipe.optimizer.name == "muon":
         raise RecipeError("optimizer.name: muon does not go with fp16's loss scaling", hint="set train.precision: bf16")

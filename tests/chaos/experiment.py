@@ -18,7 +18,7 @@ from tiny import tiny_recipe
 
 from chaos.training import Training
 from hfpretrain.recipe import dump
-from hfpretrain.run import Run, checkpoint_damage, list_checkpoints
+from hfpretrain.run import PROGRESS, Run, checkpoint_damage, list_checkpoints
 
 SETTINGS = [
     *("output_dir=run", "train.duration=60", "train.log_every=3", "train.micro_batch_size=2"),
@@ -32,6 +32,9 @@ CLOCK = {
     *("hardware_flops_per_second", "peak_memory_bytes"),
 }
 """Keys of what depends on the clock, or on how far one process came, in the files that hold JSON."""
+MADE_UP_FOR = {"evaluated", "evaluated_after", "evaluated_all", "evaluation_due", "metrics"}
+"""Keys of a checkpoint's progress.json: an evaluation given up for a signal is made up for before anything is trained,
+so that such a checkpoint does not know what the metrics and the report say of it."""
 ONLY_THERE = {"README.md", "manifest.json", "random_states_0.pkl", "random_states_1.pkl"}
 """Files that have to be there with whatever content: they show what depends on the clock, or its hash, or hold
 generators that training does not use."""
@@ -141,7 +144,8 @@ def contents(run: Path) -> dict[str, str]:
             content = b"" if path.name in ONLY_THERE else path.read_bytes()
             if path.suffix in (".json", ".jsonl") and content:
                 lines = content.splitlines() if path.suffix == ".jsonl" else [content]
-                content = json.dumps([without_clock(json.loads(line)) for line in lines]).encode()
+                left_out = CLOCK | MADE_UP_FOR if path.name == PROGRESS else CLOCK
+                content = json.dumps([without(left_out, json.loads(line)) for line in lines]).encode()
             found[str(path.relative_to(run))] = hashlib.sha256(content).hexdigest()
         elif not any(path.iterdir()):
             found[f"{path.relative_to(run)}/"] = "an empty folder"
@@ -165,9 +169,9 @@ def lost(run: Path, *, saved: bool = False) -> str | None:
     return f"the checkpoint of step {missing.pop()} is gone" if missing else None
 
 
-def without_clock(value: Any) -> Any:
+def without(left_out: set[str], value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: without_clock(each) for key, each in value.items() if key not in CLOCK}
+        return {key: without(left_out, each) for key, each in value.items() if key not in left_out}
     return value
 
 
