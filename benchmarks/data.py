@@ -31,7 +31,7 @@ CASES = {"as it is": (2, 1), "2 processes": (2, 2), "one core": (1, 1)}
 def make_text(folder: Path, size: int) -> None:
     """Text of `size` bytes with a line per document, and a tokenizer of each objective that was trained on it."""
     from hfpretrain.data import everyday
-    from hfpretrain.modeling.tokenizer import train_tokenizer
+    from hfpretrain.modeling.tokenizer_training import train_tokenizer
     from hfpretrain.recipe import Tokenizer
 
     lines = [text.replace("\n", " ") for text in everyday.documents(size, seed=0)]

@@ -19,7 +19,7 @@ from hfpretrain.data.seen import SeenWords, _is_cut, cuts_at_spaces
 from hfpretrain.data.sources import Document, OpenSource, open_source
 from hfpretrain.data.tokens import end_of_document, prepare
 from hfpretrain.errors import DataError
-from hfpretrain.modeling.tokenizer import train_tokenizer
+from hfpretrain.modeling.tokenizer_training import train_tokenizer
 from hfpretrain.recipe import Source
 from hfpretrain.recipe import Tokenizer as TokenizerSettings
 

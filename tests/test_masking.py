@@ -15,7 +15,8 @@ from hfpretrain.data.batches import Batches, Row, open_batches
 from hfpretrain.errors import ModelError, Stopped
 from hfpretrain.modeling.masking import choose_spans, word_borders
 from hfpretrain.modeling.objective import IGNORED, Collator, MicroBatch
-from hfpretrain.modeling.tokenizer import build_tokenizer, train_tokenizer
+from hfpretrain.modeling.tokenizer import build_tokenizer
+from hfpretrain.modeling.tokenizer_training import train_tokenizer
 from hfpretrain.recipe import Recipe
 from hfpretrain.recipe import Tokenizer as Settings
 from hfpretrain.training.loop import train

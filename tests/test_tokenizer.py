@@ -14,8 +14,9 @@ import pytest
 
 from hfpretrain import recipe
 from hfpretrain.errors import DataError, ModelError, RecipeError
-from hfpretrain.modeling import tokenizer as room
-from hfpretrain.modeling.tokenizer import build_tokenizer, load_tokenizer, train_tokenizer
+from hfpretrain.modeling import tokenizer_training as room
+from hfpretrain.modeling.tokenizer import build_tokenizer, load_tokenizer
+from hfpretrain.modeling.tokenizer_training import train_tokenizer
 
 Objective = Literal["clm", "mlm"]
 ALGORITHMS: tuple[Any, ...] = ("bpe", "wordpiece", "unigram", "char", "byte")
@@ -176,7 +177,7 @@ def test_says_what_was_trained_and_where_it_was_cut(
 DIGEST = """
 import sys, hashlib
 from hfpretrain import recipe
-from hfpretrain.modeling.tokenizer import train_tokenizer
+from hfpretrain.modeling.tokenizer_training import train_tokenizer
 text = sys.stdin.buffer.read().decode()
 for algorithm in sys.argv[1:]:
     tokenizer = train_tokenizer(recipe.Tokenizer(algorithm=algorithm, vocab_size=700), "mlm", [text])
