@@ -118,10 +118,6 @@ def replay(path: Path, steps: int) -> Iterator[Finding]:
 def _copy_back(run: Run, copy: Run, checkpoint: Path) -> None:
     """The run as it was after that checkpoint."""
     shutil.copytree(checkpoint, copy.checkpoints / checkpoint.name)
-    for file in checkpoint.iterdir():
-        if file.name.startswith(("tokenizer", "special_tokens")):
-            shutil.copy2(file, copy.path)
-    shutil.copy2(run.recipe_file, copy.path)
     shutil.copy2(run.metrics_file, copy.path)  # lines after the checkpoint are taken off when it goes on
 
 

@@ -212,7 +212,7 @@ def require_time_left(session: Session, progress: Progress, *, before: Recipe) -
     plan, duration = session.plan, session.recipe.train.duration
     beyond = plan.steps is not None and progress.step > plan.steps
     if plan.seconds is not None and duration != before.train.duration:  # its last step ends a little later
-        beyond = progress.seconds > plan.seconds
+        beyond = beyond or progress.seconds > plan.seconds
     if beyond:
         done = f"{progress.step} steps in {span(progress.seconds)}"
         raise RunError(
