@@ -20,7 +20,7 @@ HARMLESS = {
 """Keys, and blocks of keys, that a run may be resumed with other values of; each change is said."""
 LIBRARIES = ("python", "torch", "transformers", "accelerate", "tokenizers")
 """What other versions of may give other last bits."""
-FIXED = {"objective", "model", "tokenizer", "optimizer.name", "data.block_size", "train.batch_size"}
+FIXED = {"objective", "model", "tokenizer", "optimizer.name", "data.block_size", "data.stages", "train.batch_size"}
 """Keys that made what a checkpoint holds, or by which a step is a place in the data: no run goes on with others."""
 
 
