@@ -188,7 +188,7 @@ def _facts(report: dict[str, Any], recipe: recipes.Recipe) -> list[list[str]]:
     train = recipe.train
     return [
         ["steps", f"{report['steps']:,} of {train.batch_size} blocks of {_block_sizes(recipe)} tokens"],
-        *(["data, in turn and shares", line] for line in report["mixing"]),
+        *(["data, in turn and shares", line] for line in report.get("mixing", [])),
         ["tokens seen", f"{report['tokens']:,}"],
         ["words seen", f"{report['words']:,}"],
         ["attention", "within documents" if report["packing"] == "documents" else "across documents"],

@@ -34,7 +34,7 @@ from hfpretrain.recipe_blocks import (
 )
 from hfpretrain.recipe_contents import Keys
 from hfpretrain.recipe_loading import Draft, to_plain
-from hfpretrain.recipe_stages import places_of_sources, stage_contradictions, streaming_contradictions
+from hfpretrain.recipe_stages import block_sizes, places_of_sources, stage_contradictions, streaming_contradictions
 from hfpretrain.recipe_types import quoted, schema_of
 
 __all__ = [
@@ -183,11 +183,12 @@ def _contradictions(recipe: Recipe, draft: Draft) -> Iterator[tuple[Keys, str]]:
         said = "moves with the steps of the run, and a train.duration in minutes does not say how many there are"
         yield ("masking", "rate"), f"{said}; give one number, or a duration in steps, tokens or epochs"
     if recipe.fim.rate and not draft.doubtful(("fim",)):
-        if any(source.prompt_column for source in data.sources):
+        if any(source.prompt_column for _, source, _ in places_of_sources(data)):
             yield ("fim", "rate"), "a prompt goes before its completion, so that pairs and fim exclude each other"
-        if data.block_size < SMALLEST_FIM_BLOCK and not draft.doubtful(("data", "block_size")):
-            said = f"{data.block_size} is too small for fim, which takes room for sentinels"
-            yield ("data", "block_size"), f"{said}; set at least {SMALLEST_FIM_BLOCK}"
+        for where, block_size in block_sizes(data):
+            if block_size < SMALLEST_FIM_BLOCK and not draft.doubtful(where):
+                said = f"{block_size} is too small for fim, which takes room for sentinels"
+                yield where, f"{said}; set at least {SMALLEST_FIM_BLOCK}"
     if masking.unit == "span" and not draft.doubtful(("masking", "rate")):
         rate = max(masking.rate.from_, masking.rate.to) if isinstance(masking.rate, Ramp) else masking.rate
         if rate > 1 - 1 / masking.mean_span:

@@ -68,9 +68,15 @@ def source_numbers(data: Data) -> list[list[int]]:
 
 def longest_block(data: Data) -> tuple[str, int]:
     """The largest number of tokens that the model has to take at once, and the key that says it."""
-    own = {f"data.stages.{number}.block_size": stage.block_size for number, stage in enumerate(data.stages)}
-    sizes = {"data.block_size": data.block_size} | {key: size for key, size in own.items() if size}
-    return max(sizes.items(), key=lambda item: item[1])
+    return max(((dotted(keys), size) for keys, size in block_sizes(data)), key=lambda item: item[1])
+
+
+def block_sizes(data: Data) -> Iterator[tuple[Keys, int]]:
+    """Every size of blocks that is said, with the way to it."""
+    yield ("data", "block_size"), data.block_size
+    for number, stage in enumerate(data.stages):
+        if stage.block_size is not None:
+            yield ("data", "stages", number, "block_size"), stage.block_size
 
 
 def whole_weights(sources: Sequence[Source]) -> tuple[int, ...] | None:

@@ -224,12 +224,12 @@ def test_the_last_step_of_what_is_not_repeated(tmp_path: Path) -> None:
     """It is filled up with padding, which gives no loss and no gradient."""
     first, _, _ = three(tmp_path)
     sources = f"data.sources=[{first}, repeat: false}}]"
-    for objective in ("clm", "mlm"):
-        recipe = tiny_recipe(tmp_path, objective, sources, "data.validation=0%", "train.duration=1")
+    for objective, more in (("clm", []), ("mlm", []), ("clm", ["fim.rate=0.5"])):
+        recipe = tiny_recipe(tmp_path, objective, sources, "data.validation=0%", "train.duration=1", *more)
         blocks = open_batches(recipe, build_tokenizer(recipe)).blocks
         batch_size = next(size for size in range(4, 10) if blocks % size)
-        settings = ["data.validation=0%", f"train.batch_size={batch_size}", "train.duration=1 epoch"]
-        run = tiny_run(tmp_path, objective, sources, *settings, name=objective)
+        settings = ["data.validation=0%", f"train.batch_size={batch_size}", "train.duration=1 epoch", *more]
+        run = tiny_run(tmp_path, objective, sources, *settings, name=f"{objective}{len(more)}")
         report = run.report()
         assert report["steps"] == -(-blocks // batch_size)
         assert np.isfinite([line["loss"] for line in metrics(run)]).all()

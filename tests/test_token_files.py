@@ -137,6 +137,28 @@ def test_files_that_cannot_be_tokens(made: Any, tmp_path: Path, name: str, conte
         store_of(open_source(Source(tokens=str(tmp_path / name))), tokenizer, end_id=0, cache=tmp_path / "cache")
 
 
+def test_numbers_of_another_size_are_seen(made: Any, tmp_path: Path) -> None:
+    _, _, store = made
+    store.tokens.astype("<u4").tofile(tmp_path / "a.bin")
+    with pytest.raises(DataError, match=r"a\.bin: every second number is 0, as if it held uint32"):
+        open_source(Source(tokens=str(tmp_path / "a.bin")))
+    assert open_source(Source(tokens=str(tmp_path / "a.bin"), dtype="uint32")).token_files
+
+
+def test_an_index_that_comes_later_counts(made: Any, tmp_path: Path) -> None:
+    _, tokenizer, store = made
+    ends = store.offsets[1:]
+    write_ds(tmp_path / "a.ds", store.tokens, ends)
+    (tmp_path / "a.ds.index").rename(tmp_path / "index")
+    counts = []
+    for _ in range(2):
+        source = open_source(Source(tokens=str(tmp_path / "a.ds")))
+        counts.append(len(store_of(source, tokenizer, end_id=None, cache=tmp_path / "cache").keys))
+        if (tmp_path / "index").exists():
+            (tmp_path / "index").rename(tmp_path / "a.ds.index")
+    assert counts == [1, len(ends)]
+
+
 def test_other_arrays_and_masks_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros((3, 4), dtype=np.uint16))
     with pytest.raises(DataError, match=r"holds an array of 2 dimensions of uint16, not a row of token ids"):

@@ -70,7 +70,7 @@ class Cycle:
         return times * self.length + int(place) + 1
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=128)
 def cycle_of(weights: tuple[int, ...]) -> Cycle:
     """The cycle of weights in their smallest whole numbers."""
     divisor = math.gcd(*weights)

@@ -39,6 +39,7 @@ PART_CHARACTERS = 16_000_000
 BATCH_PIECES, BATCH_CHARACTERS = 1000, 250_000
 LONG = 1_000_000
 """Characters of a text whose words are counted one by one: a list of them would be large."""
+LOCK = "lock"
 ABANDONED_AFTER_SECONDS = 7 * 24 * 3600
 _WORD = re.compile(r"\S+")
 _DIGEST_BYTES = hashlib.sha256().digest_size
@@ -108,6 +109,10 @@ class Building:
     def __init__(self, stores: Path, fingerprint: str) -> None:
         self.folder = stores / f".building-{fingerprint[:32]}-{PART_CHARACTERS}"
 
+    @property
+    def _lock(self) -> Path:
+        return self.folder / LOCK
+
     def part(self, number: int) -> Path:
         return self.folder / f"part-{number:06d}"
 
@@ -129,7 +134,11 @@ class Building:
         kind = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
         while True:
             self.folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.folder, os.O_RDONLY)
+            try:
+                # Opened for writing: over NFS nothing else can be locked for one process alone.
+                descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o666)
+            except FileNotFoundError:  # it has just been removed
+                continue
             try:
                 try:
                     fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
@@ -137,13 +146,13 @@ class Building:
                     waiting()
                     fcntl.flock(descriptor, kind)
                 except OSError:  # a file system without locks
-                    log.debug("%s cannot be locked", self.folder, exc_info=True)
+                    log.warning("%s cannot be locked: prepare the same data in one process at a time", self.folder)
                 if not self._is(descriptor):  # whoever held it has finished and removed it
                     continue
                 try:
                     yield
                 finally:
-                    if not any(self.folder.glob("part-*")):
+                    if alone and not any(self.folder.glob("part-*")):
                         shutil.rmtree(self.folder, ignore_errors=True)
                 return
             finally:
@@ -151,7 +160,7 @@ class Building:
 
     def _is(self, descriptor: int) -> bool:
         try:
-            return os.path.samestat(os.fstat(descriptor), self.folder.stat())
+            return os.path.samestat(os.fstat(descriptor), self._lock.stat())
         except FileNotFoundError:
             return False
 
@@ -217,7 +226,7 @@ class Building:
             with contextlib.suppress(OSError):
                 if time.time() - folder.stat().st_mtime < ABANDONED_AFTER_SECONDS:
                     continue
-                descriptor = os.open(folder, os.O_RDONLY)
+                descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     shutil.rmtree(folder, ignore_errors=True)

@@ -1,11 +1,16 @@
-"""Rows that are read while they are needed, through the streaming of `datasets`, from any place in the stream on."""
+"""Rows that are read while they are needed, from any place in the stream on: of data sets through the streaming of
+`datasets`, of files by the readers that prepare them, so that both ways give the same."""
 
+import itertools
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from hfpretrain.data.finding import require_unchanged
+from hfpretrain.data.formats import Report, Row, arrow_rows, read_file
 from hfpretrain.errors import HFPretrainError
 from hfpretrain.hub import causes, first_line, is_connection_failure, status_of
 
@@ -13,24 +18,65 @@ log = logging.getLogger(__name__)
 
 ROWS = 256
 """Read at once. What is read from a state on is the same as without an interruption, table for table."""
-PAUSES = (1, 2, 4, 8, 16, 32)
-"""Seconds before a failed read is tried again: the libraries have tried for a while before they fail."""
+PAUSES = (1, 2, 4, 8, 16, 32, 60, 60, 60)
+"""Seconds before a failed read is tried again."""
 
 State = dict[str, Any]
-"""Where a stream is, as `datasets` describes it: JSON."""
+"""Where a stream is: JSON."""
+Batch = tuple[list[Row], int, State]
+"""Rows; how many were read for them, bad ones too; and the state behind them."""
+
+
+@dataclass
+class FileStream:
+    """One pass over local files, as they were when they were found."""
+
+    files: Sequence[tuple[Path, tuple[int, int]]]
+    """Each with size and time."""
+    columns: Row
+    documents: str
+    interrupted: threading.Event = field(default_factory=threading.Event)
+
+    def batches(self, state: State | None, _before: int, report: Report) -> Iterator[Batch]:
+        """The rows from a state on (None: the beginning). Raises DataError for what cannot be read."""
+        passing = state is not None
+        start, done = (state["file"], state["rows"]) if state else (0, 0)
+
+        def told(*what: Any, **more: Any) -> None:
+            if not passing:  # else it was said before
+                report(*what, **more)
+
+        for number in range(start, len(self.files)):
+            path, status = self.files[number]
+            rows = read_file(path, self.columns, self.documents, told)
+            for _ in itertools.islice(rows, done):
+                pass
+            passing = False
+            while batch := list(itertools.islice(rows, ROWS)):
+                done += len(batch)
+                yield batch, len(batch), {"file": number, "rows": done}
+            require_unchanged(path, status)
+            done = 0
 
 
 @dataclass
 class RowStream:
-    """One pass over a streamed source. `load` opens its `datasets.IterableDataset` of Arrow tables."""
+    """One pass over a data set. `load` opens its `datasets.IterableDataset` of Arrow tables."""
 
     key: str
     name: str
+    columns: Row
     load: Callable[[], Any]
     explain: Callable[[Exception], HFPretrainError]
     """What an error that does not pass means, in a sentence."""
     interrupted: threading.Event = field(default_factory=threading.Event)
     """Set, nobody waits for a failed read any more."""
+
+    def batches(self, state: State | None, before: int, report: Report) -> Iterator[Batch]:
+        """The rows from a state on (None: the beginning), which has so many rows before it."""
+        for table, behind in self.tables(state):
+            yield list(arrow_rows([table], self.columns, self.name, report, before=before)), len(table), behind
+            before += len(table)
 
     def tables(self, state: State | None = None) -> Iterator[tuple[Any, State]]:
         """The tables of ROWS rows from a state on (None: the beginning), and the state behind each.
@@ -38,6 +84,7 @@ class RowStream:
         What fails to be read and may go away, such as a lost connection, is tried again where it was. Raises DataError
         for what stays.
         """
+        _fail_early()
         tries = 0
         while True:
             try:
@@ -58,6 +105,15 @@ class RowStream:
                 if self.interrupted.wait(PAUSES[tries]):
                     raise Interrupted from error
                 tries += 1
+
+
+def _fail_early() -> None:
+    """Has `datasets` try only twice, a second apart: here it is said, and a signal is heard."""
+    from datasets import config
+
+    config.STREAMING_READ_MAX_RETRIES = config.STREAMING_OPEN_MAX_RETRIES = 2
+    for name in ("READ_RETRY", "READ_SERVER_UNAVAILABLE_RETRY", "READ_RATE_LIMIT_RETRY", "OPEN_RETRY"):
+        setattr(config, f"STREAMING_{name}_INTERVAL", 1)
 
 
 class Interrupted(Exception):

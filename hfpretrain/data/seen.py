@@ -39,7 +39,10 @@ def cuts_at_spaces(specification: str) -> bool:
     """
     content = json.loads(specification)
     normalizer, splitter, model = content["normalizer"], content["pre_tokenizer"], content["model"]
-    if normalizer and normalizer["type"] not in ("BertNormalizer", "Lowercase"):
+    kind = normalizer["type"] if normalizer else None
+    # BERT's drops characters between spaces, which only its own splitter does not see.
+    bert = splitter is not None and splitter["type"] == "BertPreTokenizer"
+    if kind not in (None, "Lowercase") and not (kind == "BertNormalizer" and bert):
         return False
     if model["type"] not in ("BPE", "WordPiece", "Unigram") or model.get("dropout"):
         return False

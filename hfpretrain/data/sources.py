@@ -5,7 +5,6 @@ with one row is an error or a counted skip (`on_bad_rows`).
 """
 
 import dataclasses
-import glob
 import hashlib
 import json
 import logging
@@ -34,16 +33,12 @@ from hfpretrain.data.formats import (
     kind_of,
     read_file,
 )
-from hfpretrain.data.row_stream import RowStream
+from hfpretrain.data.row_stream import FileStream, RowStream, State
 from hfpretrain.data.token_files import TokenFile, open_token_files
 from hfpretrain.errors import DataError, HFPretrainError
 from hfpretrain.recipe import Source, size_in_bytes
 
 log = logging.getLogger(__name__)
-
-BUILDERS = {".txt": "text", ".md": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-"""Which of `datasets`' readers streams files of a kind."""
-SAMPLE_BY = {"file": "document", "paragraph": "paragraph", "line": "line"}
 
 BAD_ROWS_SHOWN = 5
 # With on_bad_rows: skip, more bad rows than this and more than this share of all rows mean a wrong column or format.
@@ -74,7 +69,7 @@ class OpenSource:
     """What it reads, in words: a file's name, or how many files there are."""
     size: int = 0
     """Bytes of its files, or of its text; about, and 0 if that is not known."""
-    stream: RowStream | None = None
+    stream: RowStream | FileStream | None = None
     """What it is read by while training goes on, if it is streamed."""
     token_files: Sequence[TokenFile] | None = None
     """What it is made of, if it is tokens already."""
@@ -104,12 +99,7 @@ class OpenSource:
         yield from self._read(seen)
         if own:
             self._texts = seen
-        if self.skipped:
-            log.warning("%s: %d of %d rows could not be read and were skipped", self.key, self.skipped, self._rows)
-        if self.blank:
-            log.info("%s: blank texts left out: %d", self.key, self.blank)
-        if told := in_words(self.left_out):
-            log.info("%s: left out: %s", self.key, told)
+        told = self.say_what_is_missing()
         if self._rows == self.skipped + self.blank + self.left_out.total():
             found = [f"{self.skipped} bad rows skipped"] * bool(self.skipped) + [f"blank texts: {self.blank}"] * bool(
                 self.blank
@@ -118,16 +108,27 @@ class OpenSource:
             place = f"{self.name}: " if self.name else ""
             raise DataError(f"{self.key} has no text ({place}{told})", hint="give a source with at least one document")
 
+    def say_what_is_missing(self) -> str:
+        """Says how many rows were no documents so far; returns what filters left out, in words."""
+        if self.skipped:
+            log.warning("%s: %d of %d rows could not be read and were skipped", self.key, self.skipped, self._rows)
+        if self.blank:
+            log.info("%s: blank texts left out: %d", self.key, self.blank)
+        if told := in_words(self.left_out):
+            log.info("%s: left out: %s", self.key, told)
+        return told
+
     def _read(self, seen: Digests | None) -> Iterator[Document]:
         self.skipped = self.blank = self._rows = 0
         self.left_out.clear()
         rows = self.read(self._bad_row)
         return self.filters.kept(self._unfiltered(rows), self.left_out, seen if self.filters.deduplicate else None)
 
-    def documents_in(self, table: Any, before: int) -> list[Document]:
-        """The documents of a table of a streamed source, `before` rows into it. Raises DataError for a bad row."""
-        rows = arrow_rows([table], self.columns, self.name, self._bad_row, before=before)
-        return list(self.filters.kept(self._unfiltered(rows), self.left_out, None))
+    def batches(self, state: State | None, before: int) -> Iterator[tuple[list[Document], int, State]]:
+        """The documents of a streamed source from a state on, by the rows read for them, and the state behind each."""
+        assert self.stream is not None
+        for rows, read, behind in self.stream.batches(state, before, self._bad_row):
+            yield list(self.filters.kept(self._unfiltered(rows), self.left_out, None)), read, behind
 
     def _unfiltered(self, rows: Iterable[Row]) -> Iterator[Document]:
         for row in rows:
@@ -270,7 +271,7 @@ def _not_loaded(error: Exception, key: str, name: str) -> HFPretrainError:
     if isinstance(error, HFPretrainError):
         return error
     cause = error.__cause__
-    if isinstance(error, ValueError) and not isinstance(error, pa.ArrowException):
+    if isinstance(error, ValueError) and not isinstance(error, pa.ArrowException | UnicodeDecodeError):
         # An unknown subset or split; the message lists those there are.
         return DataError(f"{key}: {name}: {_one_line(error)}", hint=f"set {key}.subset or {key}.split")
     for found in (error, cause):
@@ -289,50 +290,39 @@ def _one_line(error: Exception) -> str:
 def _open_streamed(
     source: Source, on_bad_rows: Literal["error", "skip"], key: str, fingerprint: dict[str, Any]
 ) -> OpenSource:
-    """A source that `datasets` streams: a data set of the Hub at its present commit, a local one, or files."""
-    import datasets
-
-    wanted: dict[str, Any] = {"streaming": True, "split": source.split}
+    """A data set of the Hub at its present commit, the folder of one, or files."""
+    columns: Row = fingerprint["columns"]
+    stream: RowStream | FileStream
+    size = 0
     if source.hub:
         name = source.hub
         location = hub.locate(name, kind="dataset")
-        wanted |= {"path": location, "name": source.subset}
+        wanted: dict[str, Any] = {"streaming": True, "path": location, "name": source.subset, "split": source.split}
         identity: dict[str, Any] = {"kind": "hub stream", "hub": name, "subset": source.subset, "split": source.split}
         if Path(location).is_dir():
             below = sorted(path for path in Path(location).rglob("*") if path.is_file())
             identity["files"] = [[str(path.relative_to(location)), *size_and_time(path)] for path in below]
         else:
             identity["revision"] = wanted["revision"] = hub.dataset_commit(location)
-        size = 0
+
+        def load() -> Any:
+            import datasets
+
+            dataset = datasets.load_dataset(**wanted)
+            if dataset.column_names is not None:
+                check_columns(columns, dataset.column_names, f"{key}: {name}", fail)
+            return dataset.select_columns(list(columns)).with_format("arrow")
+
+        stream = RowStream(key, name, columns, load, lambda error: _not_loaded(error, key, name))
     else:
         found = _found_files(source, key)
-        kinds = {kind_of(path) for path in found}
-        if len({BUILDERS[str(kind)] for kind in kinds}) > 1:
-            told = " and ".join(sorted(map(str, kinds)))
-            raise DataError(
-                f"{key}: files of different kinds, {told}, cannot be streamed as one", hint="make each kind a source"
-            )
-        name = _name_of(found)
-        builder = BUILDERS[str(next(iter(kinds)))]
-        wanted |= {"path": builder, "data_files": [glob.escape(str(path.absolute())) for path in found]}
-        wanted["split"] = "train"
-        if builder == "text":
-            wanted["sample_by"] = SAMPLE_BY[source.documents]
+        name, size = _name_of(found), sum(size for size, _ in found.values())
+        stream = FileStream(list(found.items()), columns, source.documents)
         identity = {"kind": "file stream", "documents": source.documents}
         identity["files"] = [[str(path.absolute()), *status] for path, status in found.items()]
-        size = sum(size for size, _ in found.values())
-    columns: Row = fingerprint["columns"]
-
-    def load() -> Any:
-        dataset = datasets.load_dataset(**wanted)
-        if dataset.column_names is not None:
-            check_columns(columns, dataset.column_names, f"{key}: {name}", fail)
-        return dataset.select_columns(list(columns)).with_format("arrow")
-
-    stream = RowStream(key, name, load, lambda error: _not_loaded(error, key, name))
 
     def read(report: Report) -> Iterator[Row]:
-        return arrow_rows((table for table, _ in stream.tables()), columns, name, report)
+        return (row for rows, _, _ in stream.batches(None, 0, report) for row in rows)
 
     return OpenSource(
         key, fingerprint | identity, read, on_bad_rows, name=name, size=size, stream=stream, columns=columns
@@ -363,7 +353,7 @@ def _open_tokens(source: Source, key: str) -> OpenSource:
     files = open_token_files(source, key)
     fingerprint = {
         "kind": "tokens",
-        "files": [[str(file.path.absolute()), *file.status, str(file.tokens.dtype)] for file in files],
+        "files": [[str(file.path.absolute()), *file.status, str(file.tokens.dtype), file.beside] for file in files],
     }
 
     def read(_report: Report) -> Iterator[Row]:

@@ -163,17 +163,7 @@ class StreamedPart:
 
     def _begin(self, mark: Mark) -> None:
         """Reads from a mark on."""
-        assert self.opened.stream is not None
-        rows = mark.rows
-
-        def batches() -> Iterator[tuple[list[Document], int, State]]:
-            nonlocal rows
-            for table, state in self.opened.stream.tables(mark.state):  # type: ignore[union-attr]
-                documents = self.opened.documents_in(table, rows)
-                rows += len(table)
-                yield documents, rows, state
-
-        self._reading, self._at = batches(), mark
+        self._reading, self._at = self.opened.batches(mark.state, mark.rows), mark
 
     def _read(self) -> Window:
         """The window at which the reader is."""
@@ -188,18 +178,20 @@ class StreamedPart:
                     raise DataError(f"{self.opened.key} has no text", hint="give a source with at least one document")
                 if at.epoch == 0:
                     log.info("%s: read to its end: documents: %d; it begins anew", self.opened.key, at.documents)
+                    self.opened.say_what_is_missing()
                 at = Mark(mark.window, mark.block, at.epoch + 1)
                 self._begin(at)
                 if tokens:
                     break
                 mark = at
                 continue
-            documents, rows, state = batch
+            documents, read, state = batch
             pieces = (piece for document in documents for piece in self.encoder.pieces(document))
             encoded = in_turn(self.encoder.encodings, batched(pieces))
             found.append(gathered(self.encoder, encoded))
             tokens += len(found[-1].tokens)
-            at = dataclasses.replace(at, rows=rows, documents=at.documents + len(found[-1].keys), state=state)
+            documents_before = at.documents + len(found[-1].keys)
+            at = dataclasses.replace(at, rows=at.rows + read, documents=documents_before, state=state)
         store = _in_memory(found, paired=len(self.opened.columns) > 1)
         stream = Stream([store], np.array([[0, 0, tokens]], dtype=np.int64))
         blocks = Blocks(stream, self.block_size, padding_id=self.padding_id, room=self.room)

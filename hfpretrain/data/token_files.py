@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hfpretrain.data.finding import find_files
+from hfpretrain.data.finding import find_files, size_and_time
 from hfpretrain.errors import DataError
 from hfpretrain.recipe import Source
 
 KINDS = (".bin", ".npy", ".ds")
 DEFAULT_DTYPE = "uint16"
+LOOKED_AT = 100_000
+"""Numbers of a file without a dtype that are looked at, to see whether it may be another one."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class TokenFile:
     """Size and time when it was found."""
     tokens: npt.NDArray[Any]
     ends: npt.NDArray[np.int64] | None
+    beside: list[tuple[int, int] | None]
+    """Size and time of .index and .metadata."""
 
 
 class JoinedTokens(Sequence[int]):
@@ -58,7 +62,13 @@ def open_token_files(source: Source, key: str) -> list[TokenFile]:
     """The files of a source of tokens. Raises DataError where there are none, or they cannot be what they seem."""
     names = (source.tokens,) if isinstance(source.tokens, str) else source.tokens or ()
     found = find_files(names, f"{key}.tokens", kind_of=_kind_of, known=f"known are {', '.join(KINDS)}")
-    return [TokenFile(path, status, *_opened(path, source.dtype, key)) for path, status in found.items()]
+    return [TokenFile(path, status, *_opened(path, source.dtype, key), _beside(path)) for path, status in found.items()]
+
+
+def _beside(path: Path) -> list[tuple[int, int] | None]:
+    """Size and time of what may stand beside a .ds file."""
+    names = [path.with_name(path.name + ending) for ending in (".index", ".metadata")]
+    return [size_and_time(name) if name.is_file() else None for name in names]
 
 
 def _kind_of(path: Path) -> str | None:
@@ -80,7 +90,14 @@ def _opened(path: Path, dtype: str | None, key: str) -> tuple[npt.NDArray[Any], 
         if dtype is not None and tokens.dtype != np.dtype(dtype):
             raise DataError(f"{key}.dtype: {path} says itself that it is {tokens.dtype}", hint=f"remove {key}.dtype")
         return tokens, None
-    return _raw(path, np.dtype(dtype or DEFAULT_DTYPE), f"{key}.dtype"), None
+    tokens = _raw(path, np.dtype(dtype or DEFAULT_DTYPE), f"{key}.dtype")
+    odd = tokens[1:LOOKED_AT:2]
+    if dtype is None and len(tokens) % 2 == 0 and len(odd) and not odd.any():
+        raise DataError(
+            f"{path}: every second number is 0, as if it held uint32 and not {DEFAULT_DTYPE}",
+            hint=f"set {key}.dtype: uint32, or int64",
+        )
+    return tokens, None
 
 
 def _magic(path: Path) -> bytes:

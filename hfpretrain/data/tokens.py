@@ -189,6 +189,8 @@ def prepare_shard(
     if (store := place.found()) is not None:
         return store
     with place.held(shard) as building:
+        if (store := place.found()) is not None:  # it was joined meanwhile
+            return store
         made = building.make(source, place.encoder, shard)
         log.info("%s: shard %s is prepared; parts made now: %d", source.key, shard, made)
     return None

@@ -61,6 +61,8 @@ class FillIn:
         the middle says that the gap is filled. All tokens are targets, the sentinels too.
         """
         filled = int(np.count_nonzero(block.documents != PADDING))
+        if not filled:
+            return block
         documents, token_ids = block.documents[:filled], block.token_ids[:filled]
         starts = np.flatnonzero(np.diff(documents, prepend=PADDING))
         ends = np.append(starts[1:], filled)

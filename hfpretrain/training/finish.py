@@ -18,10 +18,11 @@ from hfpretrain.errors import CheckpointError
 from hfpretrain.evaluation import Evaluated
 from hfpretrain.files import damage, move_files, remove, write_manifest, write_whole
 from hfpretrain.inference import CausalLM, load
+from hfpretrain.recipe_stages import validation_sources
 from hfpretrain.run import Run
 from hfpretrain.training.checkpoint import require_room, saved_bytes, written_by_all
 from hfpretrain.training.metrics import Metrics
-from hfpretrain.training.session import Session, utilisation
+from hfpretrain.training.session import Session, describe, utilisation
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +86,8 @@ def save_final(session: Session, report: dict[str, Any]) -> None:
     session.tokenizer.save_pretrained(run.partial)
     model.save_pretrained(run.partial)
     beginnings = example_texts(session)
-    public = all(source["name"] != LOCAL for source in session.facts["sources"])
+    held_out = [describe(source) for _, source in validation_sources(session.recipe.data)]
+    public = all(source["name"] != LOCAL for source in [*session.facts["sources"], *held_out])
     examples = session.recipe.hub.examples or (beginnings if public else [NEUTRAL[session.recipe.objective]])
     report |= {"example": beginnings[0], "samples": samples(run.partial, examples)}
     write_whole(run.partial / run.report_file.name, json.dumps(report, indent=1) + "\n")

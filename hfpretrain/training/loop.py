@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 
 HEEDS_SIGNALS_EVERY = 0.5
 """Seconds, while data is waited for."""
+WAITS_AFTER_SIGNAL = 5.0
+"""Seconds, for data that is being read."""
 WAITS_FOR_DATA = 0.1
 """The share of the time from which on waiting for data is said."""
 
@@ -253,20 +255,23 @@ def upcoming(session: Session, step: int, request: StopRequest | None = None) ->
             micro_batches = [{name: each.pin_memory() for name, each in batch.items()} for batch in micro_batches]
         return micro_batches, sum(int((batch["labels"] != IGNORED).sum()) for batch in micro_batches)
 
-    with ThreadPoolExecutor(max_workers=1) as worker, ExitStack() as stack:
+    worker = ThreadPoolExecutor(max_workers=1)
+    with ExitStack() as stack:
+        stack.callback(worker.shutdown, wait=False)  # a library may be waiting for an answer
         stack.callback(session.batches.interrupt)
         following = worker.submit(load, step)
         while True:
             with session.phases("data", on_device=False):
-                while not wait([following], HEEDS_SIGNALS_EVERY).done:
+                seconds = 0.0
+                while not wait([following], HEEDS_SIGNALS_EVERY).done and seconds < WAITS_AFTER_SIGNAL:
                     if request is not None and request.signal is not None:
                         session.batches.interrupt()
-                try:
-                    micro_batches, targets = following.result()
-                except Interrupted:
+                        seconds += HEEDS_SIGNALS_EVERY
+                if not following.done() or isinstance(following.exception(), Interrupted):
                     if accelerator.num_processes > 1:
-                        raise RunError("the data cannot be read just now, and a signal came") from None
+                        raise RunError("the data cannot be read just now, and a signal came")
                     return
+                micro_batches, targets = following.result()
             step += 1
             following = worker.submit(load, step)
             if accelerator.num_processes > 1:
