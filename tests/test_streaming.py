@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -424,13 +425,10 @@ def test_files_are_read_as_they_are_prepared(tmp_path: Path, data: Path) -> None
     (tmp_path / "c.jsonl").write_text('{"text": "a"}\n{"text": 3}\nnot json\n{"text": "b"}\n')
     with pa.CompressedOutputStream(tmp_path / "d.txt.zst", "zstd") as file:
         file.write(b"the dog\n\nthe cat\n")
-    for name, documents in (("a.csv", "file"), ("b.txt", "paragraph"), ("c.jsonl", "file"), ("d.txt.zst", "paragraph")):
-        both = [
-            open_source(
-                Source(files=str(tmp_path / name), documents=documents, streaming=streaming), on_bad_rows="skip"
-            )
-            for streaming in (True, False)
-        ]
+    for name in ("a.csv", "b.txt", "c.jsonl", "d.txt.zst"):
+        documents: Literal["paragraph", "file"] = "paragraph" if "txt" in name else "file"
+        source = Source(files=str(tmp_path / name), documents=documents)
+        both = [open_source(replace(source, streaming=streaming), on_bad_rows="skip") for streaming in (True, False)]
         texts = [[document.text for document in source.documents()] for source in both]
         assert texts[0] == texts[1]
         assert len(texts[0]) > 1
