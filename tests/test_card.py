@@ -86,6 +86,18 @@ def test_samples_of_public_data_or_of_ones_own(tmp_path: Path) -> None:
     assert all(len(sample["text"].split()) <= 5 for sample in public.report()["samples"])
 
 
+def test_nothing_is_shown_of_local_texts_that_are_held_out(tmp_path: Path) -> None:
+    (tmp_path / "held-out.jsonl").write_text('{"text": "Zebulon knows a secret of the fox."}\n' * 30)
+    settings = [
+        "data.sources=[{builtin: everyday, size: 60kB}]",
+        f"data.validation=[{{files: {tmp_path / 'held-out.jsonl'}}}]",
+        *("train.duration=1", "data.block_size=64"),
+    ]
+    run = tiny_run(tmp_path, "clm", *settings)
+    assert [sample["text"] for sample in run.report()["samples"]] == [NEUTRAL["clm"]]
+    assert "Zebulon" not in run.card_file.read_text()
+
+
 def test_nothing_of_this_machine_is_in_it(runs: dict[str, Run], tmp_path: Path) -> None:
     first = runs["mlm"]
     settings = [f"model={{from: {first.path}}}", f"tokenizer={{from: {first.path}}}", "train.duration=1"]
