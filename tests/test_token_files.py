@@ -142,6 +142,8 @@ def test_numbers_of_another_size_are_seen(made: Any, tmp_path: Path) -> None:
     store.tokens.astype("<u4").tofile(tmp_path / "a.bin")
     with pytest.raises(DataError, match=r"a\.bin: every second number is 0, as if it held uint32"):
         open_source(Source(tokens=str(tmp_path / "a.bin")))
+    with pytest.raises(DataError, match="as if it held uint32"):
+        open_source(Source(tokens=str(tmp_path / "a.bin"), dtype="uint16"))
     assert open_source(Source(tokens=str(tmp_path / "a.bin"), dtype="uint32")).token_files
 
 

@@ -129,6 +129,14 @@ def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
         tiny_run(tmp_path, "clm", "train.duration=2")
 
 
+def test_a_folder_of_something_else_is_no_run(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path)
+    Path(recipe.output_dir).mkdir(parents=True)
+    (Path(recipe.output_dir) / "thesis.txt").write_text("mine")
+    with pytest.raises(RunError, match="holds files of something else"):
+        train(recipe)
+
+
 def test_resuming_completes_what_a_kill_left_of_the_end(tmp_path: Path) -> None:
     """The run was killed between moving its report into place and what comes after that."""
     run = tiny_run(tmp_path, "clm", "train.duration=2")

@@ -92,9 +92,9 @@ def _opened(path: Path, dtype: str | None, key: str) -> tuple[npt.NDArray[Any], 
         return tokens, None
     tokens = _raw(path, np.dtype(dtype or DEFAULT_DTYPE), f"{key}.dtype")
     odd = tokens[1:LOOKED_AT:2]
-    if dtype is None and len(tokens) % 2 == 0 and len(odd) and not odd.any():
+    if tokens.dtype.itemsize == 2 and len(tokens) % 2 == 0 and len(odd) and not odd.any():
         raise DataError(
-            f"{path}: every second number is 0, as if it held uint32 and not {DEFAULT_DTYPE}",
+            f"{path}: every second number is 0, as if it held uint32 and not {tokens.dtype.name}",
             hint=f"set {key}.dtype: uint32, or int64",
         )
     return tokens, None

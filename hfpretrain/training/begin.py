@@ -132,6 +132,8 @@ def require_asked_for(run: Run, *, resume: bool) -> State:
     """The state of a run. Raises RunError where there is one, and nobody has said that it is to go on."""
     state = run.state
     if state != "empty" and not resume:
+        if not run.recipe_file.exists():
+            raise RunError(f"{run.path} holds files of something else", hint="choose another output_dir")
         raise RunError(
             f"{run.path} is not empty: a run is there already",
             hint="go on with it by --resume, or choose another output_dir",
