@@ -189,6 +189,13 @@ def _facts(report: dict[str, Any], recipe: recipes.Recipe) -> list[list[str]]:
     return [
         ["steps", f"{report['steps']:,} of {train.batch_size} blocks of {_block_sizes(recipe)} tokens"],
         *(["data, in turn and shares", line] for line in report.get("mixing", [])),
+        *(
+            [
+                f"changed after step {change['after_step']:,}",
+                ", ".join(each.split(":")[0] for each in change["changed"]),
+            ]
+            for change in report.get("changes", [])
+        ),
         ["tokens seen", f"{report['tokens']:,}"],
         ["words seen", f"{report['words']:,}"],
         ["attention", "within documents" if report["packing"] == "documents" else "across documents"],

@@ -100,6 +100,13 @@ def replay(path: Path, steps: int) -> Iterator[Finding]:
         )
     start = max((step for step in usable if step + steps <= last), default=min(usable))
     end = min(start + steps, last)
+    known = [*starts, *(int(line["step"]) for line in run.metrics())]
+    if not any(start < step <= end for step in known):
+        of = f"of the steps {start + 1} to {end}"
+        raise RunError(
+            f"{path} has neither a checkpoint nor metrics {of}: there is nothing to compare",
+            hint=f"--replay {min(step for step in known if step > end) - start} is enough",
+        )
     if end - start < steps:
         log.info("only %d steps come after the oldest checkpoint, step %d: they are trained again", end - start, start)
     with tempfile.TemporaryDirectory(prefix="hfpretrain-replay-") as folder:

@@ -10,6 +10,7 @@ import os
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -341,7 +342,7 @@ def test_a_file_that_vanishes_after_opening_is_named(tmp_path: Path) -> None:
     for name in ("b.parquet", "b.jsonl"):
         source = open_source(Source(files=str(tmp_path)))
         (tmp_path / name).unlink()
-        message = sentence(lambda source=source: prepare(source, gpt(), end_id=0, cache=tmp_path / "cache"))  # type: ignore[misc]
+        message = sentence(partial(prepare, source, gpt(), end_id=0, cache=tmp_path / "cache"))
         assert message == f"{tmp_path / name}: cannot be read: No such file or directory"
 
 

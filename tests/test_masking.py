@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -158,7 +159,7 @@ TEXT = "Unbelievable dog_names (foxes), 12th: don't re-read  naïve-Übermut!\n\
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram", "char", "byte", "bert", "gpt", "sentencepiece"])
-def test_every_tokenizer_shows_its_words(kind: str) -> None:
+def test_every_tokenizer_shows_its_words(kind: Any) -> None:
     """Where words begin, by the tokens alone, is where they begin in the text."""
     others = {"bert": bert, "gpt": gpt, "sentencepiece": sentencepiece}
     texts = [TEXT, "The fox jumps over the lazy dog. " * 3]
@@ -166,7 +167,7 @@ def test_every_tokenizer_shows_its_words(kind: str) -> None:
         tokenizer = others[kind]()
     else:
         size = 90 if kind == "wordpiece" else 360
-        tokenizer = train_tokenizer(Settings(algorithm=kind, vocab_size=size), "mlm", iter(texts))  # type: ignore[arg-type]
+        tokenizer = train_tokenizer(Settings(algorithm=kind, vocab_size=size), "mlm", iter(texts))
     encoding = tokenizer(TEXT, return_offsets_mapping=True, add_special_tokens=False)
     ids, offsets = np.array(encoding["input_ids"]), encoding["offset_mapping"]
     words = [match.span() for match in re.finditer(r"[^\W_]+", TEXT)]

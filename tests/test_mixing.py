@@ -63,11 +63,13 @@ def test_parts_are_gone_through_without_gaps(data: st.DataObject) -> None:
         until += data.draw(st.integers(1, 12))
         stages.append(mix(parts, weights, repeat=repeat, until=None if last else Amount.steps(until)))
     order = lay_out(stages, sizes, batch_size=batch_size, duration=Amount.steps(30))
+    assert stages[0].until is not None
+    first_ends = stages[0].until.value
     taken = [0] * len(sizes)
     for position in range(30 * batch_size):
         assert list(order.taken(position)) == taken
         place = order.place(position)
-        stage = stages[0] if position < stages[0].until.value * batch_size else stages[1]  # type: ignore[union-attr]
+        stage = stages[0] if position < first_ends * batch_size else stages[1]
         left = [
             part for part, repeat in zip(stage.parts, stage.repeat, strict=True) if repeat or taken[part] < sizes[part]
         ]
@@ -159,7 +161,7 @@ def test_a_billion_blocks_take_no_memory() -> None:
         mix((0, 1, 2), (85, 10, 5), repeat=(True, False, True)),
     ]
     order = lay_out(stages, [10**9, 5 * 10**8, 10**7], batch_size=1000, duration=Amount.steps(10**6))
-    places = Counter(order.place(position)[0] for position in range(10**9 - 1000, 10**9))  # type: ignore[index]
+    places = shares(order, range(10**9 - 1000, 10**9))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert places == {0: 850, 1: 100, 2: 50}
@@ -197,7 +199,9 @@ def test_a_source_that_is_not_repeated_gives_its_share_to_the_others(tmp_path: P
         f"data.sources.0 is used up: from step {step} on its share goes to data.sources.1, data.sources.2" in line
         for line in batches.mixing
     )
-    assert batches.epochs(60)[0] == 1.0  # type: ignore[index]
+    epochs = batches.epochs(60)
+    assert isinstance(epochs, list)
+    assert epochs[0] == 1.0
 
 
 def test_what_is_repeated_is_said_with_its_epochs(tmp_path: Path) -> None:

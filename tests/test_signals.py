@@ -92,7 +92,6 @@ from hfpretrain.training import signals
 class Cleared:
     def __del__(self):
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(0.05)
 signals.GRACE_SECONDS = 0.5
 with signals.stop_on_signals() as request:
     Cleared()

@@ -120,13 +120,16 @@ def write_long(folder: Path) -> Path:
     return path
 
 
-def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
+def test_a_finished_run_is_left_as_it_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = tiny_run(tmp_path, "clm", "train.duration=2")
     before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
     assert tiny_run(tmp_path, "clm", "train.duration=2", resume=True).path == run.path
     assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*")} == before
     with pytest.raises(RunError, match="not empty"):
         tiny_run(tmp_path, "clm", "train.duration=2")
+    assert "to train on" not in caplog.text
+    tiny_run(tmp_path, "clm", "train.duration=3", resume=True)
+    assert f"{run.path} is finished: to train on, give its path as model.from" in caplog.text
 
 
 def test_a_folder_of_something_else_is_no_run(tmp_path: Path) -> None:
@@ -342,6 +345,9 @@ def test_changes_that_are_allowed_are_said_and_recorded(tmp_path: Path, caplog: 
     changed = tiny_recipe(tmp_path, "clm", "optimizer.lr=2e-3", "train.duration=18")
     report = train(changed, resume=True, allow_changes=True).report()
     assert report["changes"][1] == {"after_step": 15, "changed": ["the data"]}
+    card = run.card_file.read_text()
+    assert "| changed after step 12 | optimizer.lr |" in card
+    assert "| changed after step 15 | the data |" in card
     run.report_file.unlink()
     with pytest.raises(RunError, match=r"optimizer\.name: adamw before, muon now"):
         train(tiny_recipe(tmp_path, "clm", "optimizer={name: muon, lr: 2e-3}"), resume=True, allow_changes=True)

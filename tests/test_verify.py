@@ -105,6 +105,15 @@ def test_metrics_that_were_cut_before_a_resume(
     assert found.found == (f"lines that were lost before a resume: {len(lines) - 3}" if stop_after == 7 else before)
 
 
+def test_a_replay_that_would_compare_nothing_is_refused(tmp_path: Path) -> None:
+    """It says which one is enough."""
+    run = tiny_run(tmp_path, "clm", "checkpoints={every: 6, keep: 9}", "train.log_every=6")
+    with pytest.raises(RunError, match="steps 7 to 10: there is nothing to compare") as refused:
+        list(replay(run.path, 4))
+    assert refused.value.hint == "--replay 6 is enough"
+    assert [finding.good for finding in replay(run.path, 6)] == [True, True]
+
+
 def test_what_cannot_be_verified(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="is not a run"):
         list(verify(tmp_path))

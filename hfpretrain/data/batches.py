@@ -279,7 +279,7 @@ def open_batches(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", *, traini
             digest.update(b"" if array is None else np.ascontiguousarray(array).data)
     # And of what each id means: another tokenizer may make as many tokens of each text.
     words = sorted(tokenizer.get_vocab().items()), sorted(tokenizer.all_special_ids)
-    digest.update(json.dumps([*words, end_of_document(tokenizer, recipe.objective)]).encode())
+    digest.update(json.dumps([*words, end_id]).encode())
     return Batches(
         parts,
         order,

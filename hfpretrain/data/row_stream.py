@@ -35,7 +35,19 @@ class FileStream:
     """Each with size and time."""
     columns: Row
     documents: str
-    interrupted: threading.Event = field(default_factory=threading.Event)
+
+    def rows(self, report: Report) -> Iterator[Row]:
+        """All rows. Raises DataError for what cannot be read."""
+        for number in range(len(self.files)):
+            yield from self._rows_of(number, report)
+
+    def _rows_of(self, number: int, report: Report) -> Iterator[Row]:
+        path, status = self.files[number]
+        yield from read_file(path, self.columns, self.documents, report)
+        require_unchanged(path, status)
+
+    def interrupt(self) -> None:
+        """Nobody waits for a file."""
 
     def batches(self, state: State | None, _before: int, report: Report) -> Iterator[Batch]:
         """The rows from a state on (None: the beginning). Raises DataError for what cannot be read."""
@@ -47,15 +59,13 @@ class FileStream:
                 report(*what, **more)
 
         for number in range(start, len(self.files)):
-            path, status = self.files[number]
-            rows = read_file(path, self.columns, self.documents, told)
+            rows = self._rows_of(number, told)
             for _ in itertools.islice(rows, done):
                 pass
             passing = False
             while batch := list(itertools.islice(rows, ROWS)):
                 done += len(batch)
                 yield batch, len(batch), {"file": number, "rows": done}
-            require_unchanged(path, status)
             done = 0
 
 
@@ -69,8 +79,15 @@ class RowStream:
     load: Callable[[], Any]
     explain: Callable[[Exception], HFPretrainError]
     """What an error that does not pass means, in a sentence."""
-    interrupted: threading.Event = field(default_factory=threading.Event)
-    """Set, nobody waits for a failed read any more."""
+    _interrupted: threading.Event = field(default_factory=threading.Event, init=False)
+
+    def interrupt(self) -> None:
+        """Nobody waits for a failed read any more, from now on."""
+        self._interrupted.set()
+
+    def rows(self, report: Report) -> Iterator[Row]:
+        """All rows. Raises DataError for what cannot be read."""
+        return (row for rows, _, _ in self.batches(None, 0, report) for row in rows)
 
     def batches(self, state: State | None, before: int, report: Report) -> Iterator[Batch]:
         """The rows from a state on (None: the beginning), which has so many rows before it."""
@@ -102,7 +119,7 @@ class RowStream:
                     raise self.explain(error) from error
                 said = "%s: %s cannot be read just now (%s): trying again in %d s"
                 log.warning(said, self.key, self.name, first_line(error), PAUSES[tries])
-                if self.interrupted.wait(PAUSES[tries]):
+                if self._interrupted.wait(PAUSES[tries]):
                     raise Interrupted from error
                 tries += 1
 

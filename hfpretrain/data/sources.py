@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from hfpretrain import hub
 from hfpretrain.data.filters import Digests, Filters, in_words
-from hfpretrain.data.finding import find_files, require_unchanged, size_and_time
+from hfpretrain.data.finding import find_files, size_and_time
 from hfpretrain.data.formats import (
     KNOWN,
     ROW_HINT,
@@ -31,7 +31,6 @@ from hfpretrain.data.formats import (
     check_columns,
     fail,
     kind_of,
-    read_file,
 )
 from hfpretrain.data.row_stream import FileStream, RowStream, State
 from hfpretrain.data.token_files import TokenFile, open_token_files
@@ -176,10 +175,9 @@ def open_source(
         opened = _open_builtin(source, key)
     elif source.tokens:
         opened = _open_tokens(source, key)
-    elif source.streaming:
-        opened = _open_streamed(source, on_bad_rows, key, fingerprint)
     elif source.hub:
-        opened = _open_hub(source, on_bad_rows, key, fingerprint)
+        open_ = _open_hub_stream if source.streaming else _open_hub
+        opened = open_(source, on_bad_rows, key, fingerprint)
     else:
         opened = _open_files(source, on_bad_rows, key, fingerprint)
     opened.filters = filters
@@ -284,49 +282,30 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()).rstrip(".")
 
 
-# -------------------------------------------------------------------------------------------------------- streaming
-
-
-def _open_streamed(
+def _open_hub_stream(
     source: Source, on_bad_rows: Literal["error", "skip"], key: str, fingerprint: dict[str, Any]
 ) -> OpenSource:
-    """A data set of the Hub at its present commit, the folder of one, or files."""
-    columns: Row = fingerprint["columns"]
-    stream: RowStream | FileStream
-    size = 0
-    if source.hub:
-        name = source.hub
-        location = hub.locate(name, kind="dataset")
-        wanted: dict[str, Any] = {"streaming": True, "path": location, "name": source.subset, "split": source.split}
-        identity: dict[str, Any] = {"kind": "hub stream", "hub": name, "subset": source.subset, "split": source.split}
-        if Path(location).is_dir():
-            below = sorted(path for path in Path(location).rglob("*") if path.is_file())
-            identity["files"] = [[str(path.relative_to(location)), *size_and_time(path)] for path in below]
-        else:
-            identity["revision"] = wanted["revision"] = hub.dataset_commit(location)
-
-        def load() -> Any:
-            import datasets
-
-            dataset = datasets.load_dataset(**wanted)
-            if dataset.column_names is not None:
-                check_columns(columns, dataset.column_names, f"{key}: {name}", fail)
-            return dataset.select_columns(list(columns)).with_format("arrow")
-
-        stream = RowStream(key, name, columns, load, lambda error: _not_loaded(error, key, name))
+    """A data set of the Hub at its present commit, or the folder of one, read while training goes on."""
+    name, columns = str(source.hub), fingerprint["columns"]
+    location = hub.locate(name, kind="dataset")
+    wanted: dict[str, Any] = {"streaming": True, "path": location, "name": source.subset, "split": source.split}
+    fingerprint |= {"kind": "hub stream", "hub": name, "subset": source.subset, "split": source.split}
+    if Path(location).is_dir():
+        below = sorted(path for path in Path(location).rglob("*") if path.is_file())
+        fingerprint["files"] = [[str(path.relative_to(location)), *size_and_time(path)] for path in below]
     else:
-        found = _found_files(source, key)
-        name, size = _name_of(found), sum(size for size, _ in found.values())
-        stream = FileStream(list(found.items()), columns, source.documents)
-        identity = {"kind": "file stream", "documents": source.documents}
-        identity["files"] = [[str(path.absolute()), *status] for path, status in found.items()]
+        fingerprint["revision"] = wanted["revision"] = hub.dataset_commit(location)
 
-    def read(report: Report) -> Iterator[Row]:
-        return (row for rows, _, _ in stream.batches(None, 0, report) for row in rows)
+    def load() -> Any:
+        import datasets
 
-    return OpenSource(
-        key, fingerprint | identity, read, on_bad_rows, name=name, size=size, stream=stream, columns=columns
-    )
+        dataset = datasets.load_dataset(**wanted)
+        if dataset.column_names is not None:
+            check_columns(columns, dataset.column_names, f"{key}: {name}", fail)
+        return dataset.select_columns(list(columns)).with_format("arrow")
+
+    stream = RowStream(key, name, columns, load, lambda error: _not_loaded(error, key, name))
+    return OpenSource(key, fingerprint, stream.rows, on_bad_rows, name=name, stream=stream, columns=columns)
 
 
 # ------------------------------------------------------------------------------------------------------------ files
@@ -336,17 +315,19 @@ def _open_files(
     source: Source, on_bad_rows: Literal["error", "skip"], key: str, fingerprint: dict[str, Any]
 ) -> OpenSource:
     found = _found_files(source, key)
-    columns = fingerprint["columns"]
     fingerprint |= {"kind": "files", "documents": source.documents}
     fingerprint["files"] = [[str(path.absolute()), *status] for path, status in found.items()]
-
-    def read(report: Report) -> Iterator[Row]:
-        for path, status in found.items():
-            yield from read_file(path, columns, source.documents, report)
-            require_unchanged(path, status)
-
-    size = sum(size for size, _ in found.values())
-    return OpenSource(key, fingerprint, read, on_bad_rows, name=_name_of(found), size=size)
+    files = FileStream(list(found.items()), fingerprint["columns"], source.documents)
+    return OpenSource(
+        key,
+        fingerprint,
+        files.rows,
+        on_bad_rows,
+        name=_name_of(list(found)),
+        size=sum(size for size, _ in found.values()),
+        stream=files if source.streaming else None,
+        columns=files.columns,
+    )
 
 
 def _open_tokens(source: Source, key: str) -> OpenSource:
@@ -359,8 +340,7 @@ def _open_tokens(source: Source, key: str) -> OpenSource:
     def read(_report: Report) -> Iterator[Row]:
         raise DataError(f"{key}: tokens are no text to train a tokenizer on", hint="set tokenizer.from or model.from")
 
-    name = str(files[0].path) if len(files) == 1 else f"{len(files)} files"
-    return OpenSource(key, fingerprint, read, name=name, token_files=files)
+    return OpenSource(key, fingerprint, read, name=_name_of([file.path for file in files]), token_files=files)
 
 
 def _found_files(source: Source, key: str) -> dict[Path, tuple[int, int]]:
@@ -379,5 +359,5 @@ def _found_files(source: Source, key: str) -> dict[Path, tuple[int, int]]:
     return found
 
 
-def _name_of(found: dict[Path, tuple[int, int]]) -> str:
-    return str(next(iter(found))) if len(found) == 1 else f"{len(found)} files"
+def _name_of(paths: Sequence[Path]) -> str:
+    return str(paths[0]) if len(paths) == 1 else f"{len(paths)} files"

@@ -74,10 +74,11 @@ def _indexed(
     if end_id is None and not any(file.ends is not None for file in files):
         log.warning("%s: no token ends a document, so that each file is one", source.key)
     bytes_each, words_each = _text_of(tokens, tokenizer, end_id)
+    all_offsets, all_keys = np.concatenate(offsets), np.concatenate(keys).astype(np.uint64)
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "fingerprint": fingerprint,
-        "documents": sum(map(len, keys)),
+        "documents": len(all_keys),
         "tokens": len(tokens),
         "text_bytes": round(bytes_each * len(tokens)),
         "words": round(words_each * len(tokens)),
@@ -89,8 +90,8 @@ def _indexed(
     beside = folder.with_name(f".{fingerprint[:16]}-{uuid.uuid4().hex}")
     try:
         beside.mkdir(parents=True)
-        np.concatenate(offsets).tofile(beside / "offsets.bin")
-        np.concatenate(keys).tofile(beside / "keys.bin")
+        all_offsets.tofile(beside / "offsets.bin")
+        all_keys.tofile(beside / "keys.bin")
         write_store_manifest(beside, manifest)
         beside.rename(folder)
     except OSError as error:  # another process may have been first; else it is looked for again the next time
@@ -104,10 +105,7 @@ def _indexed(
         f"{manifest['documents']:,}",
         bytes_each,
     )
-    joined = np.concatenate(offsets)
-    return TokenStore(
-        tokens, joined, np.concatenate(keys).astype(np.uint64), None, manifest["text_bytes"], fingerprint, manifest
-    )
+    return TokenStore(tokens, all_offsets, all_keys, None, manifest["text_bytes"], fingerprint, manifest)
 
 
 def _ends(file: TokenFile, size: int, end_id: int | None, key: str) -> npt.NDArray[np.int64]:

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 WINDOW_TOKENS = 2**20
 KEPT_WINDOWS, KEPT_MARKS = 3, 64
+"""The latest windows are in memory: a step may have blocks of two, and the guard looks back. Marks are small."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ class StreamedPart:
         return np.zeros(0, dtype=np.int64)
 
     def epoch(self, blocks: int) -> int:
-        """How many times the stream was read to its end before so many blocks; 0 where that was long ago."""
+        """How many times the stream was read to its end before so many blocks, if they are among the latest."""
         return self._nearest(blocks).epoch
 
     def mark(self, blocks: int) -> dict[str, Any]:
@@ -141,7 +142,7 @@ class StreamedPart:
     def interrupt(self) -> None:
         """Whoever waits for the stream to be readable again gives up."""
         assert self.opened.stream is not None
-        self.opened.stream.interrupted.set()
+        self.opened.stream.interrupt()
 
     def _window(self, index: int) -> Window:
         """The window that holds the block at `index`, read if need be, with those before it that have no mark."""
@@ -190,8 +191,8 @@ class StreamedPart:
             encoded = in_turn(self.encoder.encodings, batched(pieces))
             found.append(gathered(self.encoder, encoded))
             tokens += len(found[-1].tokens)
-            documents_before = at.documents + len(found[-1].keys)
-            at = dataclasses.replace(at, rows=at.rows + read, documents=documents_before, state=state)
+            behind = at.documents + len(found[-1].keys)
+            at = dataclasses.replace(at, rows=at.rows + read, documents=behind, state=state)
         store = _in_memory(found, paired=len(self.opened.columns) > 1)
         stream = Stream([store], np.array([[0, 0, tokens]], dtype=np.int64))
         blocks = Blocks(stream, self.block_size, padding_id=self.padding_id, room=self.room)

@@ -18,7 +18,7 @@ from hfpretrain.recipe import Source
 KINDS = (".bin", ".npy", ".ds")
 DEFAULT_DTYPE = "uint16"
 LOOKED_AT = 100_000
-"""Numbers of a file without a dtype that are looked at, to see whether it may be another one."""
+"""16-bit numbers of a raw file that are looked at, to see whether they are halves of larger ones."""
 
 
 @dataclass(frozen=True)

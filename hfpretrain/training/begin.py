@@ -121,7 +121,11 @@ def find_start(run: Run, recipe: Recipe, held: ExitStack, *, resume: bool, allow
     checkpoint = None if state == "finished" else newest_whole(run.checkpoints)
     if checkpoint is None:  # nothing is learnt yet, or nothing will be any more
         if run.recipe_file.exists():
-            check_unchanged(load(run.recipe_file), recipe, run, allowed=allow_changes)
+            before = load(run.recipe_file)
+            check_unchanged(before, recipe, run, allowed=allow_changes)
+            if state == "finished" and before.train.duration != recipe.train.duration:
+                said = "%s is finished: to train on, give its path as model.from to a run of its own"
+                log.warning(said, run.path)
         return Start(state)
     progress = Progress.read(checkpoint)
     changes = check_unchanged(progress.trained_with(checkpoint), recipe, run, allowed=allow_changes)

@@ -256,9 +256,7 @@ def upcoming(session: Session, step: int, request: StopRequest | None = None) ->
         return micro_batches, sum(int((batch["labels"] != IGNORED).sum()) for batch in micro_batches)
 
     worker = ThreadPoolExecutor(max_workers=1)
-    with ExitStack() as stack:
-        stack.callback(worker.shutdown, wait=False)  # a library may be waiting for an answer
-        stack.callback(session.batches.interrupt)
+    try:
         following = worker.submit(load, step)
         while True:
             with session.phases("data", on_device=False):
@@ -269,7 +267,8 @@ def upcoming(session: Session, step: int, request: StopRequest | None = None) ->
                         seconds += HEEDS_SIGNALS_EVERY
                 if not following.done() or isinstance(following.exception(), Interrupted):
                     if accelerator.num_processes > 1:
-                        raise RunError("the data cannot be read just now, and a signal came")
+                        hint = "the same command with --resume goes on from the last checkpoint"
+                        raise RunError("the data cannot be read just now, and a signal came", hint=hint)
                     return
                 micro_batches, targets = following.result()
             step += 1
@@ -278,6 +277,10 @@ def upcoming(session: Session, step: int, request: StopRequest | None = None) ->
                 total = torch.tensor(targets, device=accelerator.device)
                 targets = int(accelerator.reduce(total, reduction="sum"))
             yield micro_batches, targets
+    finally:
+        session.batches.interrupt()
+        # After a signal nothing is waited for: a library may be waiting for an answer itself.
+        worker.shutdown(wait=request is None or request.signal is None)
 
 
 def agreed(accelerator: Accelerator, value: float) -> float:
