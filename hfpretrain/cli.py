@@ -88,6 +88,9 @@ def train(
             typer.echo(
                 f"validation  loss {report['validation_loss']:.4f}, perplexity {report['validation_perplexity']:.2f}"
             )
+        if "averaged" in report:
+            loss = report["averaged"].get("validation_loss")
+            typer.echo(f"averaged    {'' if loss is None else f'loss {loss:.4f} (validation), '}in {run.averaged}")
         command = "fill" if loaded.objective == "mlm" else "generate"
         typer.echo(
             f"next        hfpretrain {command} {shlex.quote(report['example'])} --model {shlex.quote(str(run.path))}"

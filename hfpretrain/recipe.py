@@ -7,6 +7,7 @@ what is wrong or means nothing in it. Nothing heavy is imported here.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from hfpretrain import strict_yaml
 from hfpretrain.amounts import Amount, size_in_bytes
 from hfpretrain.errors import RecipeError
 from hfpretrain.recipe_blocks import (
+    Averaging,
     Checkpoints,
     Data,
     Evaluation,
@@ -35,10 +37,11 @@ from hfpretrain.recipe_blocks import (
 from hfpretrain.recipe_contents import Keys
 from hfpretrain.recipe_loading import Draft, to_plain
 from hfpretrain.recipe_stages import block_sizes, places_of_sources, stage_contradictions, streaming_contradictions
-from hfpretrain.recipe_types import quoted, schema_of
+from hfpretrain.recipe_types import quoted, schema_of, shown
 
 __all__ = [
     "Amount",
+    "Averaging",
     "Checkpoints",
     "Data",
     "Evaluation",
@@ -198,6 +201,12 @@ def _contradictions(recipe: Recipe, draft: Draft) -> Iterator[tuple[Keys, str]]:
         total = schedule.warmup.value + schedule.decay.value
         if total > 100 and not draft.doubtful(("schedule", "warmup")):
             yield ("schedule", "decay"), f"warmup and decay together are {total:g}%, more than the run"
+    for part, factor in recipe.optimizer.lr_factors.items():
+        if not isinstance(factor, int | float) or isinstance(factor, bool) or not 0 <= factor < math.inf:
+            yield ("optimizer", "lr_factors", part), f"expects a number, at least 0, not {shown(factor)}"
+    if recipe.averaging.method == "checkpoints" and "seconds" in (train.duration.unit, recipe.checkpoints.every.unit):
+        said = "which checkpoints are the last is not known beforehand where durations are times"
+        yield ("averaging", "method"), f"{said}; give steps, tokens or epochs, or take ema"
     if recipe.hub.push == "checkpoints" and not recipe.hub.repo_id:
         yield ("hub", "push"), "checkpoints goes with hub.repo_id, which is missing"
     if recipe.hub.repo_id and (problem := repo_id_problem(recipe.hub.repo_id)):
@@ -277,7 +286,12 @@ def _idle_keys(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
     if recipe.hub.push == "final":
         yield ("hub", "name_by"), "name_by names the branches of checkpoints, and hub.push is final"
     if recipe.schedule.name != "wsd":
-        yield ("schedule", "decay"), f"decay is for wsd, and the schedule is {recipe.schedule.name}"
+        for key in ("decay", "shape"):
+            yield ("schedule", key), f"{key} is for wsd, and the schedule is {recipe.schedule.name}"
+    for key, method in (("decay", "ema"), ("last", "checkpoints")):
+        if recipe.averaging.method != method:
+            said = f"{key} is for method: {method}, and the method is {recipe.averaging.method}"
+            yield ("averaging", key), said
     if recipe.model.from_:
         yield ("model", "architecture"), "architecture and from exclude each other: model.from brings its own"
         yield ("model", "config"), "config is for a new model: model.from brings its own"

@@ -183,6 +183,9 @@ class Train:
     """auto: the loss is found in a faster way where that is proven to give what the plain model gives."""
     gradient_clip: NotNegative = 1.0
     """Largest norm of the gradient; 0 does not clip."""
+    z_loss: NotNegative = 0.0
+    """So much times the squared log of the softmax's denominator is added to what is learnt, which keeps logits small;
+    1e-4 is usual. The losses that are shown are without it."""
     max_time: Amount | None = None
     """Stop after this much time (e.g. 11.5 hours), saved and ready for --resume, before a job's own limit does."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
@@ -209,6 +212,10 @@ class Optimizer:
     """Adam's decay rates of the first and second moment."""
     eps: Positive = 1e-8
     """Adam's epsilon."""
+    lr_factors: dict[str, Any] = field(default_factory=dict)
+    """Learning rates of parts of the model, as factors of lr: {embeddings: 2, output: 0.5, "*.layers.0.*": 0.1}. A part
+    is embeddings, output (where it is not the embeddings), matrices, vectors (norms and biases), or a pattern of
+    parameters' names; the first that a parameter is in counts. 0 leaves it as it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,8 +228,24 @@ class Schedule:
     """Rises from zero over this much of the run."""
     decay: Amount = Amount.percent(20)
     """wsd only: falls over this much of the run at its end."""
+    shape: Literal["sqrt", "linear"] = "sqrt"
+    """wsd only: how it falls, with 1 - sqrt or in a straight line."""
     final: Share = 0.0
     """Share of the peak learning rate that is left at the end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Averaging:
+    """A second model whose weights are an average over the run, saved as averaged/ beside the model."""
+
+    method: Literal["none", "ema", "checkpoints"] = "none"
+    """ema: an exponential moving average over every step. checkpoints: the mean of the weights at the last checkpoints
+    that are due, the end among them."""
+    decay: BelowOne = 0.999
+    """ema only: the share of the average that stays at a step. In the first steps it is less, (1 + step) / (10 + step),
+    so that the initial weights are soon forgotten."""
+    last: Annotated[int, Range(minimum=2)] = 5
+    """checkpoints only: of how many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,6 +309,7 @@ class Recipe:
     train: Train = Train()
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
+    averaging: Averaging = Averaging()
     evaluation: Evaluation = Evaluation()
     checkpoints: Checkpoints = Checkpoints()
     trackers: tuple[str, ...] = ()

@@ -73,6 +73,11 @@ class Run:
         return self.path / "training_curve.png"
 
     @property
+    def averaged(self) -> Path:
+        """The model with the average of the weights, if the recipe asks for one."""
+        return self.path / "averaged"
+
+    @property
     def unpushed(self) -> Path:
         """A folder for each checkpoint that is to be pushed and is not yet, called as its branch."""
         return self.path / "unpushed"

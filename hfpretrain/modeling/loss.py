@@ -41,10 +41,20 @@ class Shortcuts:
 
 
 class Loss:
-    """The summed cross-entropy of a micro-batch under a model, in nats. `close` takes its hooks off the model."""
+    """The summed cross-entropy of a micro-batch under a model, in nats. `close` takes its hooks off the model.
 
-    def __init__(self, model: PreTrainedModel, how: DocumentMasking | None, shortcuts: Shortcuts = Shortcuts()) -> None:
-        self.how, self.shortcuts = how, shortcuts
+    With `z_loss` the gradient is that of the cross-entropy and of so much times the squared log of the softmax's
+    denominator (Chowdhery et al. 2022); the value stays the cross-entropy's.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        how: DocumentMasking | None,
+        shortcuts: Shortcuts = Shortcuts(),
+        z_loss: float = 0.0,
+    ) -> None:
+        self.how, self.shortcuts, self.z_loss = how, shortcuts, z_loss
         self.bidirectional = not getattr(model.config, "is_decoder", False) and not model.can_generate()
         accepted = inspect.signature(model.forward).parameters
         self.fixed = {"use_cache": False} if "use_cache" in accepted else {}
@@ -96,11 +106,14 @@ class Loss:
             bias = getattr(self.output, "bias", None)
             states, matrix = taken.flatten(0, -2), self.output.weight
             found: tuple[Tensor, Tensor] = FusedCrossEntropy.apply(
-                states, matrix, bias, labels, torch.is_grad_enabled()
+                states, matrix, bias, labels, torch.is_grad_enabled(), self.z_loss
             )  # type: ignore[no-untyped-call]
             return found
         logits = logits.flatten(0, -2)
         total = nn.functional.cross_entropy(logits.float(), labels, reduction="sum", ignore_index=IGNORED)
+        if self.z_loss and torch.is_grad_enabled():
+            more = self.z_loss * (logits.float().logsumexp(-1).square() * (labels != IGNORED)).sum()
+            total = total + (more - more.detach())
         hits = total.new_zeros((), dtype=torch.long)
         if not torch.is_grad_enabled():
             hits = (logits.argmax(-1) == labels).sum()
@@ -133,7 +146,13 @@ class FusedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, learns: bool
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        learns: bool,
+        z_loss: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
         """hidden [n, width], weight [vocabulary, width], bias [vocabulary], labels [n] int64; two sums, [].
 
@@ -164,7 +183,10 @@ class FusedCrossEntropy(torch.autograd.Function):
                 total -= torch.where(counted, logs.gather(1, place), 0).sum()
                 if hidden_gradient is None:
                     continue
+                denominator = logits.gather(1, place).float() - logs.gather(1, place) if z_loss else None
                 slopes = logs.exp_()
+                if denominator is not None:
+                    slopes *= 1 + 2 * z_loss * denominator
                 slopes.scatter_add_(1, place, torch.full_like(place, -1, dtype=torch.float32))
                 if bias is not None:
                     bias_gradient = _added(bias_gradient, (counted.to(slopes.dtype).T @ slopes)[0])
@@ -185,14 +207,16 @@ class FusedCrossEntropy(torch.autograd.Function):
         hidden, weight, bias = ctx.gradients
         ctx.gradients = None  # used once, like every graph here
         scaled = [None if gradient is None else gradient.mul_(scale) for gradient in (hidden, weight, bias)]
-        return (*scaled, None, None)
+        return (*scaled, None, None, None)
 
 
 def _added(total: Tensor | None, more: Tensor) -> Tensor:
     return more if total is None else total.add_(more)
 
 
-def prove_shortcuts(model: PreTrainedModel, how: DocumentMasking | None, *, on_targets: bool) -> Shortcuts:
+def prove_shortcuts(
+    model: PreTrainedModel, how: DocumentMasking | None, *, on_targets: bool, z_loss: float = 0.0
+) -> Shortcuts:
     """The shortcuts that give the loss and the gradients of the plain way, seen on two rows of random tokens.
 
     `on_targets` says whether it is worth it: whether many positions are no targets. The model is left as it was.
@@ -208,9 +232,9 @@ def prove_shortcuts(model: PreTrainedModel, how: DocumentMasking | None, *, on_t
     wanted = [Shortcuts(on_targets=on_targets, fused=True)]
     wanted += [Shortcuts(on_targets=True), Shortcuts(fused=True)] if on_targets else []
     with undisturbed(model), torch.enable_grad(), _large_logits(model, input_ids):
-        plain = _loss_and_gradients(model, Loss(model, how), micro_batch)
+        plain = _loss_and_gradients(model, Loss(model, how, z_loss=z_loss), micro_batch)
         for shortcuts in wanted:
-            if _fits(model, shortcuts) and _same(plain, _tried(model, how, shortcuts, micro_batch)):
+            if _fits(model, shortcuts) and _same(plain, _tried(model, how, shortcuts, micro_batch, z_loss)):
                 return shortcuts
     return Shortcuts()
 
@@ -250,9 +274,9 @@ Outcome = tuple[float, list[Tensor | None]]
 
 
 def _tried(
-    model: PreTrainedModel, how: DocumentMasking | None, shortcuts: Shortcuts, batch: MicroBatch
+    model: PreTrainedModel, how: DocumentMasking | None, shortcuts: Shortcuts, batch: MicroBatch, z_loss: float
 ) -> Outcome | None:
-    loss = Loss(model, how, shortcuts)
+    loss = Loss(model, how, shortcuts, z_loss)
     try:
         return _loss_and_gradients(model, loss, batch)
     except Exception:

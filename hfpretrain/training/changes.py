@@ -20,7 +20,10 @@ HARMLESS = {
 """Keys, and blocks of keys, that a run may be resumed with other values of; each change is said."""
 LIBRARIES = ("python", "torch", "transformers", "accelerate", "tokenizers")
 """What other versions of may give other last bits."""
-FIXED = {"objective", "model", "tokenizer", "optimizer.name", "data.block_size", "data.stages", "train.batch_size"}
+FIXED = {
+    *("objective", "model", "tokenizer", "optimizer.name", "optimizer.lr_factors", "averaging"),
+    *("data.block_size", "data.stages", "train.batch_size"),
+}
 """Keys that made what a checkpoint holds, or by which a step is a place in the data: no run goes on with others."""
 
 
@@ -51,8 +54,9 @@ def check_unchanged(before: Recipe, now: Recipe, run: Run, *, allowed: bool = Fa
 
 
 def _among(key: str, keys: set[str]) -> bool:
-    """Whether the key, or the block that it is in, is one of `keys`."""
-    return key in keys or key.split(".")[0] in keys
+    """Whether the key, or a block that it is in, is one of `keys`."""
+    parts = key.split(".")
+    return any(".".join(parts[:end]) in keys for end in range(1, len(parts) + 1))
 
 
 def flat(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:

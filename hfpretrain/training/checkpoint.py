@@ -24,6 +24,7 @@ from hfpretrain.files import bytes_below, commit_folder, free_bytes, lack_of_roo
 from hfpretrain.hub import first_line
 from hfpretrain.model_files import check_model_files
 from hfpretrain.run import DAMAGED, PROGRESS, list_checkpoints
+from hfpretrain.training.averaging import Average
 
 log = logging.getLogger(__name__)
 
@@ -186,23 +187,36 @@ def _restore(path: Path, accelerator: Accelerator, model: torch.nn.Module) -> No
     scaler = accelerator.scaler
     if not (path / SCALER_NAME).exists():  # saved with another precision than fp16: the scale is found anew
         accelerator.scaler = None
+    # What the recipe says of them now counts: the state holds what it said then.
+    groups = [group for optimizer in accelerator._optimizers for group in optimizer.param_groups]
+    settings = [{key: value for key, value in group.items() if key != "params"} for group in groups]
     try:
         accelerator.load_state(str(path))
     finally:
         accelerator.scaler = scaler
+    groups = [group for optimizer in accelerator._optimizers for group in optimizer.param_groups]
+    for group, setting in zip(groups, settings, strict=True):
+        group |= setting
 
 
-def save_with_transformers(accelerator: Accelerator) -> None:
-    """Has Accelerate's state hold the model as save_pretrained writes it, so that any process count can read it."""
+def save_with_transformers(accelerator: Accelerator, average: Average | None = None) -> None:
+    """Has Accelerate's state hold the model as save_pretrained writes it, so that any process count can read it.
+
+    And, beside it, the average of the weights, if there is one.
+    """
 
     def save(models: list[torch.nn.Module], weights: list[dict[str, torch.Tensor]], folder: str) -> None:
         weights.clear()
         if accelerator.is_main_process:
             for model in models:
                 accelerator.unwrap_model(model, keep_torch_compile=False).save_pretrained(folder)
+            if average is not None:
+                average.save(Path(folder))
 
     def load(models: list[torch.nn.Module], folder: str) -> None:
         models.clear()  # restore_checkpoint has loaded it
+        if average is not None:
+            average.load(Path(folder), accelerator.device)
 
     accelerator.register_save_state_pre_hook(save)
     accelerator.register_load_state_pre_hook(load)

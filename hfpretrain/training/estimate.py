@@ -38,6 +38,7 @@ def estimate(session: Session) -> Estimate:
         value for optimizer in session.optimizers for state in optimizer.state.values() for value in state.values()
     ]
     optimizer = sum(state.numel() * state.element_size() for state in states if isinstance(state, torch.Tensor))
+    optimizer += weights if session.average is not None else 0
     seconds = None
     if session.plan.steps is not None:
         steps = session.plan.tokens(session.plan.steps) / session.plan.tokens(1)  # as long as the tried ones

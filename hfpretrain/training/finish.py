@@ -15,7 +15,7 @@ from hfpretrain.amounts import span
 from hfpretrain.card import LOCAL, NEUTRAL, write_card
 from hfpretrain.data.blocks import PADDING, Block, BoolArray, IntArray
 from hfpretrain.errors import CheckpointError
-from hfpretrain.evaluation import Evaluated
+from hfpretrain.evaluation import Evaluated, evaluate
 from hfpretrain.files import damage, move_files, remove, write_manifest, write_whole
 from hfpretrain.inference import CausalLM, load
 from hfpretrain.recipe_stages import validation_sources
@@ -38,12 +38,13 @@ LOOKED_AT = 50
 def finish(session: Session, metrics: Metrics, step: int, seconds: float, evaluated: Evaluated | None) -> None:
     """Saves the model into the run's root, then report.json, which says that the run is finished, then the card."""
     accelerator, run = session.accelerator, session.run
-    needed = saved_bytes(session.model)
+    needed = saved_bytes(session.model) * (2 if session.average else 1)
     what = f"the model of {run.path}"
+    averaged = evaluate_average(session)
     with written_by_all(accelerator, what, run.partial, needed):
         if accelerator.is_main_process:
             require_room(what, run.path, needed)
-            save_final(session, what_it_came_to(session, metrics, step, seconds, evaluated))
+            save_final(session, what_it_came_to(session, metrics, step, seconds, evaluated) | averaged)
     if accelerator.is_main_process:
         add_card(run)
         log.info("finished %d steps in %s; the run is in %s", step, span(seconds), run.path)
@@ -77,6 +78,31 @@ def add_card(run: Run) -> None:
         log.warning("the model card could not be written (%s: %s); a push tries again", type(error).__name__, error)
 
 
+def evaluate_average(session: Session) -> dict[str, Any]:
+    """What the average of the weights is of, and comes to on all that is held out; nothing where there is none.
+
+    Every process calls it.
+    """
+    average, model = session.average, session.accelerator.unwrap_model(session.model, keep_torch_compile=True)
+    if average is None:
+        return {}
+    found: dict[str, Any] = {"steps": average.steps}
+    if session.batches.validation is not None:
+        with average.in_place(model):
+            evaluated = evaluate(
+                model,
+                session.loss,
+                session.batches,
+                session.collator,
+                session.accelerator,
+                micro_batch_size=session.micro_batch_size,
+            )
+        assert evaluated is not None
+        found |= evaluated.as_dict()
+        log.info("averaged: validation loss %.4f, perplexity %.2f", evaluated.loss, evaluated.perplexity)
+    return {"averaged": found}
+
+
 def save_final(session: Session, report: dict[str, Any]) -> None:
     """Writes model, tokenizer and report whole beside their place, then moves them there, the report last.
 
@@ -85,6 +111,10 @@ def save_final(session: Session, report: dict[str, Any]) -> None:
     run, model = session.run, session.accelerator.unwrap_model(session.model, keep_torch_compile=False)
     session.tokenizer.save_pretrained(run.partial)
     model.save_pretrained(run.partial)
+    if session.average is not None:
+        with session.average.in_place(model):
+            model.save_pretrained(run.partial / run.averaged.name)
+        session.tokenizer.save_pretrained(run.partial / run.averaged.name)
     beginnings = example_texts(session)
     held_out = [describe(source) for _, source in validation_sources(session.recipe.data)]
     public = all(source["name"] != LOCAL for source in [*session.facts["sources"], *held_out])

@@ -26,6 +26,7 @@ from hfpretrain.training.console import Display
 from hfpretrain.training.finish import complete, finish
 from hfpretrain.training.guard import heed, leave_out
 from hfpretrain.training.metrics import Metrics, Window
+from hfpretrain.training.optimizer import set_learning_rate
 from hfpretrain.training.publisher import Publisher
 from hfpretrain.training.schedule import Plan, learning_rate_factor
 from hfpretrain.training.session import Session, open_accelerator, prepare_session, utilisation
@@ -205,9 +206,7 @@ def train_step(session: Session, step: int, micro_batches: list[MicroBatch], tar
     processes; the processes' gradients are averaged, hence their number as a factor.
     """
     accelerator, model = session.accelerator, session.model
-    for optimizer in session.optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+    set_learning_rate(session.optimizers, rate)
     total = torch.zeros((), device=accelerator.device)
     with session.phases("forward_backward"):
         for number, batch in enumerate(micro_batches):
@@ -234,6 +233,8 @@ def train_step(session: Session, step: int, micro_batches: list[MicroBatch], tar
         for optimizer in session.optimizers:
             optimizer.step()
             optimizer.zero_grad()
+        if session.average is not None:
+            session.average.add(accelerator.unwrap_model(model), step + 1)
     return torch.stack([total, norm, *verdict[:2], overflow])
 
 

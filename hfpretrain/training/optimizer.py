@@ -1,13 +1,20 @@
 """The optimizers, with the field's rule for weight decay: none on norms, biases and embeddings."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from transformers import PreTrainedModel
 
+from hfpretrain.errors import RecipeError
 from hfpretrain.recipe import Optimizer
+
+PARTS = ("embeddings", "output", "matrices", "vectors")
+"""Of a model: tables of embeddings; the output embedding, where it is not tied to one; other weights of two or more
+dimensions; norms, biases and the like."""
 
 MOMENTUM = 0.95
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -19,47 +26,81 @@ def build_optimizers(
 ) -> list[torch.optim.Optimizer]:
     """AdamW (Loshchilov & Hutter 2019), fused into one kernel; for muon one beside it for the hidden matrices.
 
-    `fast_dtype` is what the hardware multiplies fast, for Muon's iteration.
+    `fast_dtype` is what the hardware multiplies fast, for Muon's iteration. Each group of parameters has an `lr_factor`
+    for `set_learning_rate`. Raises RecipeError where optimizer.lr_factors names a part that the model does not have.
     """
-    matrices, decayed, plain = _sorted_parameters(model)
+    sorted_: dict[str, list[tuple[str, Parameter]]] = {"muon": [], "decayed": [], "plain": []}
+    whole: set[str] = set()
+    for name, parameter, part in parts_of(model):
+        decays = part != "vectors" and part != "embeddings" and not getattr(parameter, "_no_weight_decay", False)
+        way = "decayed" if decays else "plain"  # Mamba marks its A and D by that attribute
+        if settings.name == "muon" and part == "matrices" and decays and parameter.ndim == 2:
+            way = "muon"
+        sorted_[way].append((name, parameter))
+        whole |= {name} if part == "matrices" and parameter.ndim == 2 else set()
+    sorted_["decayed"].sort(key=lambda each: each[0] not in whole)  # the order that earlier checkpoints have
+    factors = _factors(model, settings)
     optimizers: list[torch.optim.Optimizer] = []
-    if settings.name == "muon" and matrices:
-        optimizers.append(Muon(matrices, lr=settings.lr, weight_decay=settings.weight_decay, dtype=fast_dtype))
-        matrices = []
-    groups = [
-        {"params": matrices + decayed, "weight_decay": settings.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
-    adamw = torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=settings.lr,
-        betas=settings.betas,
-        eps=settings.eps,
-        fused=True,
-    )
-    return [*optimizers, adamw]
+    if groups := _groups(sorted_["muon"], factors, settings.weight_decay):
+        optimizers.append(Muon(groups, lr=settings.lr, dtype=fast_dtype))
+    groups = _groups(sorted_["decayed"], factors, settings.weight_decay) + _groups(sorted_["plain"], factors, 0.0)
+    if groups:
+        adamw = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
+        optimizers.append(adamw)
+    return optimizers
 
 
-def _sorted_parameters(model: PreTrainedModel) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Hidden matrices (2-D weights between the embeddings), other weights with decay, and what has none."""
+def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], rate: float) -> None:
+    """Gives every group its learning rate: `rate` times its factor."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["lr_factor"]
+
+
+def parts_of(model: PreTrainedModel) -> Iterator[tuple[str, Parameter, str]]:
+    """Every parameter that is trained, with its name and the part of the model that it is of, one of PARTS."""
     tables = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
     embeddings = {id(parameter) for module in tables for parameter in module.parameters(recurse=False)}
     output = model.get_output_embeddings()
     outputs = {id(parameter) for parameter in output.parameters()} if output is not None else set()
-    matrices: list[Tensor] = []
-    decayed: list[Tensor] = []
-    plain: list[Tensor] = []
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        # Mamba marks its A and D by that attribute.
-        if parameter.ndim < 2 or id(parameter) in embeddings or getattr(parameter, "_no_weight_decay", False):
-            plain.append(parameter)
-        elif parameter.ndim == 2 and id(parameter) not in outputs:
-            matrices.append(parameter)
+        if id(parameter) in embeddings:
+            yield name, parameter, "embeddings"
+        elif parameter.ndim < 2:
+            yield name, parameter, "vectors"
         else:
-            decayed.append(parameter)
-    return matrices, decayed, plain
+            yield name, parameter, "output" if id(parameter) in outputs else "matrices"
+
+
+def _factors(model: PreTrainedModel, settings: Optimizer) -> dict[str, float]:
+    """The factor of each parameter, by its name."""
+    named = {name: part for name, _, part in parts_of(model)}
+    found: dict[str, float] = {}
+    for key, factor in settings.lr_factors.items():
+        belongs = [name for name, part in named.items() if part == key or fnmatchcase(name, key)]
+        if not belongs:
+            known = ", ".join(part for part in PARTS if part in named.values())
+            raise RecipeError(
+                f"optimizer.lr_factors: the model has no part {key!r}",
+                hint=f"name one of {known}, or a pattern of names such as {max(named, key=len)}",
+            )
+        found |= {name: float(factor) for name in belongs if name not in found}
+    return found
+
+
+def _groups(
+    named: Sequence[tuple[str, Parameter]], factors: Mapping[str, float], weight_decay: float
+) -> list[dict[str, Any]]:
+    """Groups of parameters that have a factor in common."""
+    of_factor: dict[float, list[Parameter]] = {}
+    for name, parameter in named:
+        of_factor.setdefault(factors.get(name, 1.0), []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": weight_decay, "lr_factor": factor}
+        for factor, parameters in of_factor.items()
+    ]
 
 
 class Muon(torch.optim.Optimizer):
@@ -71,9 +112,9 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, parameters: Iterable[Tensor], *, lr: float, weight_decay: float, dtype: torch.dtype = torch.float32
+        self, groups: list[dict[str, Any]], *, lr: float, weight_decay: float = 0.0, dtype: torch.dtype = torch.float32
     ) -> None:
-        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay})
+        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
         self.dtype = dtype
 
     @torch.no_grad()

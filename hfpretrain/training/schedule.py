@@ -95,8 +95,9 @@ class Plan:
 def learning_rate_factor(schedule: Schedule, plan: Plan, step: int, seconds: float) -> float:
     """The share of the peak learning rate for the step after `step` steps.
 
-    wsd: warm-up, stable, decay with 1 - sqrt (Hägele et al. 2024). cosine and linear: down from the end of the
-    warm-up to the end of the run. The step itself counts in the warm-up, so that none is made with a rate of zero.
+    wsd: warm-up, stable, decay with 1 - sqrt (Hägele et al. 2024) or in a straight line. cosine and linear:
+    down from the end of the warm-up to the end of the run. The step itself counts in the warm-up, so that none is made
+    with a rate of zero.
     """
     done = plan.done(step, seconds)
     warmup = plan.share(schedule.warmup, "schedule.warmup")
@@ -109,7 +110,8 @@ def learning_rate_factor(schedule: Schedule, plan: Plan, step: int, seconds: flo
         case "wsd":
             decay = plan.share(schedule.decay, "schedule.decay", at_end=True)
             into = (done - (1 - decay)) / decay if decay else 0.0
-            factor = 1 - math.sqrt(max(0.0, into))
+            into = max(0.0, into)
+            factor = 1 - (math.sqrt(into) if schedule.shape == "sqrt" else into)
         case "cosine":
             factor = (1 + math.cos(math.pi * falling)) / 2
         case "linear":

@@ -27,6 +27,7 @@ from hfpretrain.modeling.tokenizer import build_tokenizer, load_tokenizer
 from hfpretrain.recipe import Amount, Model, Recipe, Source
 from hfpretrain.recipe_stages import longest_block, training_sources
 from hfpretrain.run import Run
+from hfpretrain.training.averaging import Average
 from hfpretrain.training.checkpoint import save_with_transformers
 from hfpretrain.training.guard import Guard, Judged
 from hfpretrain.training.metrics import Phases
@@ -63,6 +64,7 @@ class Session:
     facts: dict[str, Any]
     """What the summary and report.json say about the run."""
     guard: Guard
+    average: Average | None = None
     judged: Judged = field(default_factory=Judged)
     said_waiting: bool = False
 
@@ -92,7 +94,7 @@ def prepare_session(recipe: Recipe, run: Run, accelerator: Accelerator, checkpoi
     compiled = recipe.train.compile is True or (recipe.train.compile == "auto" and accelerator.device.type == "cuda")
     collator = Collator(recipe, tokenizer, isolated=how is not None, steps=plan.steps, static=compiled)
     shortcuts = choose_shortcuts(recipe, model, how, collator)
-    loss = Loss(model, how, shortcuts)
+    loss = Loss(model, how, shortcuts, recipe.train.z_loss)
     precision = hardware.choose_precision(recipe.train.precision, accelerator.device)
     if accelerator.device.type == "cuda":  # TF32 for what autocast leaves in float32
         torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
@@ -143,8 +145,9 @@ def prepare_session(recipe: Recipe, run: Run, accelerator: Accelerator, checkpoi
         torch.cuda.reset_peak_memory_stats(accelerator.device)
     if compiled:  # not before the counting: what the compiler meets in such a mode it passes over ever after
         model.compile()
+    average = Average.of(recipe, plan)
     prepared, *optimizers = accelerator.prepare(model.train(), *optimizers)
-    save_with_transformers(accelerator)
+    save_with_transformers(accelerator, average)
     session = Session(
         recipe=recipe,
         run=run,
@@ -159,6 +162,7 @@ def prepare_session(recipe: Recipe, run: Run, accelerator: Accelerator, checkpoi
         phases=Phases(accelerator.device),
         micro_batch_size=0,
         facts=facts,
+        average=average,
         guard=Guard(recipe.train, accelerator.device, scaled=accelerator.scaler is not None),
     )
     session.micro_batch_size = choose_micro_batch_size(session)
@@ -240,7 +244,7 @@ def choose_shortcuts(
     """The ways to the loss that are proven on this very model; what is given up is said."""
     if recipe.train.shortcuts == "none":
         return Shortcuts()
-    shortcuts = prove_shortcuts(model, how, on_targets=collator.few_targets)
+    shortcuts = prove_shortcuts(model, how, on_targets=collator.few_targets, z_loss=recipe.train.z_loss)
     name = model.config.model_type
     if collator.few_targets and not shortcuts.on_targets:
         log.info("%s: the head runs on every token, as it is not proven to give the same on the targets alone", name)
