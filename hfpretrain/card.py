@@ -22,7 +22,7 @@ from hfpretrain.data.filters import in_words
 from hfpretrain.files import cache_folder, write_whole
 from hfpretrain.hub import split_revision
 from hfpretrain.recipe_contents import Keys, dotted
-from hfpretrain.recipe_stages import places_of_sources, stages_of
+from hfpretrain.recipe_stages import batch_sizes, places_of_sources, stages_of
 from hfpretrain.run import Run
 
 log = logging.getLogger(__name__)
@@ -186,8 +186,10 @@ def _samples(report: dict[str, Any]) -> list[str]:
 
 def _facts(report: dict[str, Any], recipe: recipes.Recipe) -> list[list[str]]:
     train = recipe.train
+    first, last = batch_sizes(train)
+    blocks = f"{first}" if first == last else f"{first} to {last}"
     return [
-        ["steps", f"{report['steps']:,} of {train.batch_size} blocks of {_block_sizes(recipe)} tokens"],
+        ["steps", f"{report['steps']:,} of {blocks} blocks of {_block_sizes(recipe)} tokens"],
         *(["data, in turn and shares", line] for line in report.get("mixing", [])),
         *(
             [

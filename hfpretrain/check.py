@@ -8,6 +8,7 @@ from rich.text import Text
 from hfpretrain.amounts import count, span
 from hfpretrain.check_data import data_facts, legend, sample_row
 from hfpretrain.recipe import Recipe
+from hfpretrain.recipe_stages import batch_sizes
 from hfpretrain.run import Run
 from hfpretrain.training.estimate import Estimate, estimate
 from hfpretrain.training.session import open_accelerator, prepare_session, utilisation
@@ -30,13 +31,15 @@ def check(recipe: Recipe) -> Text:
     told = (
         "streamed: of it only the beginning is looked at" if streamed else f"{facts['training_tokens']} training tokens"
     )
+    first, last = batch_sizes(recipe.train)
+    blocks = f"{first}" if first == last else f"{first}, growing to {last}"
     lines = [
         ("recipe", f"{recipe.name}: valid"),
         ("model", f"{facts['architecture']}, {count(parameters)} parameters ({parameters})"),
         ("tokenizer", f"{len(session.tokenizer)} tokens"),
         ("data", f"{told}, {facts['validation_tokens']} held out"),
         *data.lines(),
-        ("batch", f"{recipe.train.batch_size} blocks of {recipe.data.block_size}, {session.micro_batch_size} at once"),
+        ("batch", f"{blocks} blocks of {recipe.data.block_size}, {session.micro_batch_size} at once"),
         *(("mixing", line) for line in session.batches.mixing),
         ("packing", f"{facts['packing']}, proven" if facts["packing"] == "documents" else facts["packing"]),
         ("device", f"{facts['device']}, {facts['precision']}"),

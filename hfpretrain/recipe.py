@@ -18,6 +18,7 @@ from hfpretrain.amounts import Amount, size_in_bytes
 from hfpretrain.errors import RecipeError
 from hfpretrain.recipe_blocks import (
     Averaging,
+    BatchRamp,
     Checkpoints,
     Data,
     Evaluation,
@@ -36,12 +37,19 @@ from hfpretrain.recipe_blocks import (
 )
 from hfpretrain.recipe_contents import Keys
 from hfpretrain.recipe_loading import Draft, to_plain
-from hfpretrain.recipe_stages import block_sizes, places_of_sources, stage_contradictions, streaming_contradictions
+from hfpretrain.recipe_stages import (
+    batch_contradictions,
+    block_sizes,
+    places_of_sources,
+    stage_contradictions,
+    streaming_contradictions,
+)
 from hfpretrain.recipe_types import quoted, schema_of, shown
 
 __all__ = [
     "Amount",
     "Averaging",
+    "BatchRamp",
     "Checkpoints",
     "Data",
     "Evaluation",
@@ -176,10 +184,8 @@ def _contradictions(recipe: Recipe, draft: Draft) -> Iterator[tuple[Keys, str]]:
             yield keys, "must be more than nothing"
     if train.max_time is not None and (train.max_time.unit != "seconds" or train.max_time.value == 0):
         yield ("train", "max_time"), f"expects minutes, hours or days, not {train.max_time}"
-    micro = train.micro_batch_size
-    if micro != "auto" and train.batch_size % micro and not draft.doubtful(("train", "batch_size")):
-        relation = "is larger than" if micro > train.batch_size else "does not divide"
-        yield ("train", "micro_batch_size"), f"{micro} {relation} train.batch_size, {train.batch_size}"
+    if not draft.doubtful(("train", "batch_size")):
+        yield from batch_contradictions(train)
     if masking.mask + masking.random > 1 + 1e-9 and not draft.doubtful(("masking", "mask")):
         yield ("masking", "random"), f"mask and random together are {masking.mask + masking.random:g}, more than 1"
     if isinstance(masking.rate, Ramp) and train.duration.unit == "seconds":

@@ -164,13 +164,26 @@ class FillInTheMiddle:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BatchRamp:
+    """A batch that grows with the run, by its first size at a time."""
+
+    from_: WholeNumber = field(metadata={"alias": "from"})
+    """Blocks of the first step."""
+    to: WholeNumber
+    """Blocks of a step from then on: a multiple of the first size."""
+    over: Amount = Amount.percent(20)
+    """When it has grown to that: steps, tokens or percent of the steps of the run from its start."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Train:
     """How long, how large a step, and in which arithmetic."""
 
     duration: Amount = Amount.steps(1000)
     """How long to train: steps, tokens, epochs or minutes."""
-    batch_size: WholeNumber = 64
-    """Blocks per step, over all processes and micro-batches."""
+    batch_size: WholeNumber | BatchRamp = 64
+    """Blocks per step, over all processes and micro-batches, or {from: 16, to: 128, over: 20%} for one that grows. The
+    learning rate does not follow it."""
     micro_batch_size: WholeNumber | Literal["auto"] = "auto"
     """Blocks that a device sees at once; a step accumulates as many as it takes."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 
 from hfpretrain.amounts import Amount
-from hfpretrain.recipe_blocks import Data, Recipe, Source, Stage, Train
+from hfpretrain.recipe_blocks import BatchRamp, Data, Recipe, Source, Stage, Train
 from hfpretrain.recipe_contents import Keys, dotted
 
 LONGEST_CYCLE = 1_000_000
@@ -89,6 +89,35 @@ def whole_weights(sources: Sequence[Source]) -> tuple[int, ...] | None:
     return tuple(weight // math.gcd(*whole) for weight in whole)
 
 
+def batch_sizes(train: Train) -> tuple[int, int]:
+    """The number of blocks of the first step, and of the largest."""
+    size = train.batch_size
+    return (size.from_, size.to) if isinstance(size, BatchRamp) else (size, size)
+
+
+def batch_contradictions(train: Train) -> Iterator[tuple[Keys, str]]:
+    """What is wrong with a batch that grows, or the micro-batches that it is cut into, each with a sentence."""
+    first, last = batch_sizes(train)
+    if isinstance(train.batch_size, BatchRamp):
+        over, here = train.batch_size.over, ("train", "batch_size")
+        if last % first:
+            yield (*here, "to"), f"{last} is no multiple of {first}, by which the batch grows at a time"
+        elif last == first:
+            yield (*here, "to"), f"{last} is what the batch begins with; write batch_size: {last}"
+        if over.unit == "seconds":
+            yield (
+                (*here, "over"),
+                f"expects steps, tokens or percent of the run, not {over}: data follows from the step",
+            )
+        elif over.unit == "percent" and train.duration.unit == "seconds":
+            said = f"{over} of {train.duration} is no number of steps that is known beforehand"
+            yield (*here, "over"), f"{said}; give steps or tokens"
+    micro = train.micro_batch_size
+    if micro != "auto" and last % micro:
+        relation = "is larger than" if micro > last else "does not divide"
+        yield ("train", "micro_batch_size"), f"{micro} {relation} train.batch_size, {last}"
+
+
 def stage_contradictions(data: Data, train: Train) -> Iterator[tuple[Keys, str]]:
     """What of weights, repeats and stages is right in itself but not together, each with a sentence."""
     for keys, sources in _lists(data):
@@ -154,6 +183,8 @@ def streaming_contradictions(recipe: Recipe, sources: Iterable[tuple[Keys, Sourc
         ("schedule", "warmup"): recipe.schedule.warmup,
         ("schedule", "decay"): recipe.schedule.decay,
     }
+    if isinstance(recipe.train.batch_size, BatchRamp):
+        amounts["train", "batch_size", "over"] = recipe.train.batch_size.over
     amounts |= {("data", "stages", number, "until"): stage.until for number, stage in enumerate(data.stages)}
     for key, amount in amounts.items():
         if amount is not None and amount.unit == "epochs":

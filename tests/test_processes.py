@@ -50,6 +50,24 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path, objective: str) ->
         assert single == pytest.approx(double, abs=1e-5, rel=1e-6)
 
 
+def test_a_growing_batch_is_cut_for_two_processes_as_well(tmp_path: Path) -> None:
+    settings = [
+        f"model={{architecture: llama, config: {LLAMA}}}",
+        "train.batch_size={from: 2, to: 6, over: 10 steps}",
+        "train.micro_batch_size=2",
+        "train.duration=20",
+    ]
+    one = tiny_run(tmp_path, "clm", *settings, name="one")
+    file = tmp_path / "two.yaml"
+    file.write_text(dump(tiny_recipe(tmp_path, "clm", *settings, name="two")))
+    done = in_two_processes(file)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for single, double in zip(metrics(one), metrics(Run(tmp_path / "runs" / "two")), strict=True):
+        assert single == pytest.approx(double, abs=1e-5, rel=1e-6)
+    done = in_two_processes(file, "output_dir=odd", "train.batch_size={from: 3, to: 6}")
+    assert "train.batch_size: 3 do not divide by 2 processes" in done.stderr
+
+
 ALONE = """
 import sys
 from datetime import timedelta

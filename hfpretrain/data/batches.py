@@ -97,7 +97,7 @@ class Batches:
         mixing: Sequence[str] = (),
     ) -> None:
         self.parts, self.order, self.validation = parts, order, validation
-        self.batch_size, self.seed, self.fingerprint = order.batch_size, seed, fingerprint
+        self.sizes, self.seed, self.fingerprint = order.batches, seed, fingerprint
         self.tokens = tokens
         """Training tokens of all sources; None where one is streamed."""
         self.stores = stores
@@ -116,7 +116,7 @@ class Batches:
         """
         place, seed = self.order.place(position), derived(self.seed, "row", position)
         block = self._empty(position) if place is None else self.parts[place[0]].block(place[1])
-        return Row(block, seed, position // self.batch_size)
+        return Row(block, seed, self.sizes.step_at(position))
 
     def _empty(self, position: int) -> Block:
         size = int(self.order.segment(position).rates["tokens"])
@@ -125,7 +125,7 @@ class Batches:
 
     def documents(self, step: int, place: int) -> list[tuple[int, int]]:
         """The documents that a row of a step shows tokens of, as (source, document)."""
-        found = self.order.place(step * self.batch_size + place)
+        found = self.order.place(self.sizes.before(step) + place)
         return [] if found is None else self.parts[found[0]].documents(found[1])
 
     def beginning(self, source: int, document: int, tokens: int) -> IntArray:
@@ -135,7 +135,7 @@ class Batches:
 
     def marks(self, step: int) -> dict[str, Any]:
         """From where streamed sources can be read on after so many steps, for `remember`."""
-        taken = self.order.taken(step * self.batch_size)
+        taken = self.order.taken(self.sizes.before(step))
         return {part.identity: part.mark(taken[number]) for number, part in self._streamed()}
 
     def remember(self, marks: Mapping[str, Any]) -> None:
@@ -153,21 +153,21 @@ class Batches:
         return ((number, part) for number, part in enumerate(self.parts) if isinstance(part, StreamedPart))
 
     def rows(self, step: int, places: range | None = None) -> list[Row]:
-        """The rows of one step, or those of some `places` in range(batch_size)."""
-        first = step * self.batch_size
-        return [self.row(first + place) for place in (range(self.batch_size) if places is None else places)]
+        """The rows of one step, or those of some `places` in it."""
+        first = self.sizes.before(step)
+        return [self.row(first + place) for place in (range(self.sizes.of(step)) if places is None else places)]
 
     def largest_rows(self, count: int) -> list[Row]:
         """So many rows of the first step whose blocks are the largest of the run."""
         largest = max(self.order.segments, key=lambda segment: segment.rates["tokens"])
-        return self.rows(largest.start // self.batch_size, range(count))
+        return self.rows(self.sizes.step_at(largest.start), range(count))
 
     def epochs(self, step: int) -> float | list[float]:
         """How many times each source was gone through after so many steps; one number where that is one.
 
         Of a streamed source, of which nobody knows how much is left, the times it was read to its end.
         """
-        taken = self.order.taken(step * self.batch_size)
+        taken = self.order.taken(self.sizes.before(step))
         parts = [
             Fraction(part.epoch(blocks)) if isinstance(part, StreamedPart) else Fraction(blocks, len(part.blocks))
             for part, blocks in zip(self.parts, taken, strict=True)

@@ -10,14 +10,16 @@ import functools
 import heapq
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
 
 from hfpretrain.amounts import Amount
+from hfpretrain.data.batch_sizes import BatchSizes
 from hfpretrain.errors import DataError, RecipeError
+from hfpretrain.recipe import BatchRamp
 
 ENDLESS = 2**62
 """The number of blocks of a part that nobody knows the end of."""
@@ -119,7 +121,7 @@ class Order:
 
     segments: Sequence[Segment]
     sizes: Sequence[int]
-    batch_size: int
+    batches: BatchSizes
     steps: int | None
     """Of the run; None where its duration is a time."""
 
@@ -142,46 +144,55 @@ class Order:
 
     def total(self, unit: str, step: int) -> Fraction:
         """What so many steps come to: tokens, words or epochs (of the stage that a step is in), exactly."""
-        return _total(self.segments, unit, step * self.batch_size)
+        return Fraction(step) if unit == "steps" else _total(self.segments, unit, self.batches.before(step))
 
     def steps_for(self, unit: str, value: Fraction) -> Fraction:
         """After how many steps, which may end within one, there were so many tokens, words or epochs."""
-        return _position(self.segments, unit, value) / self.batch_size
+        return value if unit == "steps" else self.batches.steps(_position(self.segments, unit, value))
 
     def epochs(self, step: int) -> list[Fraction]:
         """How many times each part was gone through."""
-        taken = self.taken(step * self.batch_size)
+        taken = self.taken(self.batches.before(step))
         return [Fraction(blocks, size) for blocks, size in zip(taken, self.sizes, strict=True)]
 
 
-def lay_out(mixes: Sequence[Mix], sizes: Sequence[int], *, batch_size: int, duration: Amount) -> Order:
+def lay_out(mixes: Sequence[Mix], sizes: Sequence[int], *, batch_size: int | BatchRamp, duration: Amount) -> Order:
     """The order of a run with these stages, and how many steps its duration is: as many as reach it.
 
     Raises RecipeError where a stage does not begin before it ends.
     """
 
+    def batches(steps: int | None) -> BatchSizes:
+        """In a run of so many steps."""
+        if not isinstance(batch_size, BatchRamp):
+            return BatchSizes(batch_size, batch_size)
+        first, last, over = batch_size.from_, batch_size.to, batch_size.over
+        if over.unit == "steps":
+            return BatchSizes(first, last, int(over.value))
+        if over.unit == "percent":
+            assert steps is not None
+            return BatchSizes(first, last, math.ceil(exact(over) / 100 * steps))
+
+        def reached(over_steps: int) -> bool:
+            growing = BatchSizes(first, last, over_steps)
+            segments = _segments(mixes, sizes, growing, steps)[0]
+            return Order(segments, sizes, growing, steps).total(over.unit, over_steps) >= exact(over)
+
+        return BatchSizes(first, last, _least(reached, "train.batch_size.over", over))
+
     def order(steps: int | None) -> Order:
-        return Order(_segments(mixes, sizes, batch_size, steps)[0], sizes, batch_size, steps)
+        growing = batches(steps)
+        return Order(_segments(mixes, sizes, growing, steps)[0], sizes, growing, steps)
 
     steps = None
     if duration.unit == "steps":
-        steps = math.ceil(exact(duration))
+        steps = max(1, math.ceil(exact(duration)))
     elif duration.unit != "seconds":
-        # Where stages end may depend on the number of steps, so it is looked for, by halves.
-
-        def enough(steps: int) -> bool:
-            return order(steps).total(duration.unit, steps) >= exact(duration)
-
-        low, steps = 0, 1
-        while not enough(steps):
-            low, steps = steps, steps * 2
-            if steps > _NEVER:
-                raise RecipeError(f"train.duration: {duration} are never reached with this data")
-        while steps - low > 1:
-            middle = (low + steps) // 2
-            low, steps = (low, middle) if enough(middle) else (middle, steps)
-    steps = None if steps is None else max(1, steps)
-    ends = _segments(mixes, sizes, batch_size, steps)[1]
+        # Where stages end, and how batches grow, may depend on the number of steps, so it is looked for.
+        steps = _least(
+            lambda steps: order(steps).total(duration.unit, steps) >= exact(duration), "train.duration", duration
+        )
+    ends = _segments(mixes, sizes, batches(steps), steps)[1]
     for number, (before, end) in enumerate(itertools.pairwise([Fraction(0), *ends])):
         if end <= before:
             raise RecipeError(
@@ -198,25 +209,39 @@ def lay_out(mixes: Sequence[Mix], sizes: Sequence[int], *, batch_size: int, dura
     return order(steps)
 
 
+def _least(enough: Callable[[int], bool], key: str, amount: Amount) -> int:
+    """The least number of steps, at least 1, that is enough; RecipeError where none is."""
+    low, steps = 0, 1
+    while not enough(steps):
+        low, steps = steps, steps * 2
+        if steps > _NEVER:
+            raise RecipeError(f"{key}: {amount} are never reached with this data")
+    while steps - low > 1:
+        middle = (low + steps) // 2
+        low, steps = (low, middle) if enough(middle) else (middle, steps)
+    return steps
+
+
 def require_enough(order: Order) -> None:
     """Raises DataError where a stage, or the run, goes on by a step or more after all its sources were used up."""
     assert order.steps is not None or all(segment.parts for segment in order.segments)
-    whole = (order.steps or 0) * order.batch_size
+    steps, whole = order.batches.steps, order.batches.before(order.steps or 0)
     for segment, following in itertools.zip_longest(order.segments, order.segments[1:]):
         end = whole if following is None else min(whole, following.start)
-        if not segment.parts and end - segment.start >= order.batch_size:
-            there = segment.start // order.batch_size
+        if not segment.parts and steps(Fraction(end)) - steps(Fraction(segment.start)) >= 1:
+            there = order.batches.step_at(segment.start)
             what = "train.duration" if following is None else f"data.stages.{segment.stage}.until"
             raise DataError(
                 f"{what}: the sources, which are not to be repeated, are used up after step {there} "
-                f"({segment.start} blocks of the run), and it goes on to step {end // order.batch_size}",
+                f"({segment.start} blocks of the run), and it goes on to step {order.batches.step_at(end)}",
                 hint="make it shorter, or let a source repeat",
             )
 
 
 def described(order: Order, mixes: Sequence[Mix], names: Sequence[str]) -> list[str]:
     """A line for each stage or mix, for each source that is used up, and for each that is repeated."""
-    end = None if order.steps is None else order.steps * order.batch_size
+    batches = order.batches
+    end = None if order.steps is None else batches.before(order.steps)
     firsts = {segment.stage: segment for segment in reversed(order.segments)}
     lines = []
     for number, mix in enumerate(mixes):
@@ -228,7 +253,7 @@ def described(order: Order, mixes: Sequence[Mix], names: Sequence[str]) -> list[
         elif number not in firsts or (end is not None and firsts[number].start >= end):
             lines.append(f"data.stages.{number} is never reached: the run ends before it")
         else:
-            begins = firsts[number].start // order.batch_size + 1
+            begins = batches.step_at(firsts[number].start) + 1
             lines.append(f"data.stages.{number}, from step {begins} on: blocks of {mix.block_size}; {said}")
     before: set[int] = set()
     for segment in order.segments:
@@ -237,11 +262,11 @@ def described(order: Order, mixes: Sequence[Mix], names: Sequence[str]) -> list[
         before = set(mixes[segment.stage].parts) if segment is firsts[segment.stage] else before
         others = ", ".join(names[part] for part in segment.parts)
         for part in sorted(before - set(segment.parts)):
-            step = segment.start // order.batch_size + 1
+            step = batches.step_at(segment.start) + 1
             lines.append(
                 f"{names[part]} is used up: from step {step} on its share goes to {others}"
                 if others
-                else f"{names[part]} is used up in step {max(1, -(-segment.start // order.batch_size))}"
+                else f"{names[part]} is used up in step {max(1, math.ceil(batches.steps(Fraction(segment.start))))}"
             )
         before = set(segment.parts)
     if order.steps is not None and len(order.sizes) > 1:
@@ -256,23 +281,25 @@ def exact(amount: Amount) -> Fraction:
 
 
 def _segments(
-    mixes: Sequence[Mix], sizes: Sequence[int], batch_size: int, steps: int | None
+    mixes: Sequence[Mix], sizes: Sequence[int], batches: BatchSizes, steps: int | None
 ) -> tuple[list[Segment], list[Fraction]]:
     """The segments, and the step at which each stage that says it ends, before rounding up to whole steps."""
     segments: list[Segment] = []
     ends: list[Fraction] = []
     start, taken = 0, tuple(0 for _ in sizes)
     for number, mix in enumerate(mixes):
-        own = _of_stage(number, mix, sizes, batch_size, start, taken)
+        own = _of_stage(number, mix, sizes, start, taken)
         if mix.until is not None:
             if mix.until.unit == "percent":
                 assert steps is not None
                 ends.append(exact(mix.until) / 100 * steps)
+            elif mix.until.unit == "steps":
+                ends.append(exact(mix.until))
             else:
-                ends.append(_position([*segments, *own], mix.until.unit, exact(mix.until)) / batch_size)
+                ends.append(batches.steps(_position([*segments, *own], mix.until.unit, exact(mix.until))))
         if number == len(mixes) - 1:
             return [*segments, *own], ends
-        end = max(start, math.ceil(ends[-1]) * batch_size)
+        end = max(start, batches.before(math.ceil(ends[-1])))
         if own := [segment for segment in own if segment.start < end]:
             taken = own[-1].after(end - own[-1].start)
         segments += own
@@ -280,9 +307,7 @@ def _segments(
     raise AssertionError("a run has a stage")
 
 
-def _of_stage(
-    number: int, mix: Mix, sizes: Sequence[int], batch_size: int, start: int, taken: tuple[int, ...]
-) -> list[Segment]:
+def _of_stage(number: int, mix: Mix, sizes: Sequence[int], start: int, taken: tuple[int, ...]) -> list[Segment]:
     """The segments of a stage, as if it had no end: a new one begins where a source that is not repeated is used up."""
     found: list[Segment] = []
     blocks = sum(sizes[part] for part in mix.parts)
@@ -295,7 +320,6 @@ def _of_stage(
         parts, weights = tuple(part for part, *_ in left), tuple(weight for _, weight, *_ in left)
         words = sum((each * weight for _, weight, _, each in left), Fraction(0)) / max(1, sum(weights))
         rates = {
-            "steps": Fraction(1, batch_size),
             "tokens": Fraction(mix.block_size),
             "words": words * mix.block_size,
             "epochs": Fraction(1, blocks),

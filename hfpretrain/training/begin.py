@@ -194,7 +194,7 @@ def begin(session: Session, start: Start) -> Progress:
     progress.bases = {key: session.facts[key] for key in ("base_model", "base_tokenizer")}
     session.judged = progress.judged
     session.guard.remember(progress.judged.recent)
-    own = recipe.train.batch_size // int(accelerator.num_processes)
+    own = session.batches.sizes.last // int(accelerator.num_processes)
     if recipe.train.micro_batch_size == "auto" and progress.micro_batch_size and own % progress.micro_batch_size == 0:
         session.micro_batch_size = progress.micro_batch_size  # dropout depends on it
     if session.plan.done(progress.step, progress.seconds) >= 1:
@@ -278,20 +278,28 @@ def announce(session: Session, step: int) -> None:
         log.info("%s", line)
     if plan.steps is None:
         assert plan.seconds is not None
-        log.info("plan: %s of steps of %s tokens", span(plan.seconds), count(plan.tokens(1)))
+        log.info("plan: %s of steps of %s tokens", span(plan.seconds), tokens_per_step(session))
         return
-    largest = session.batches.batch_size * longest_block(recipe.data)[1]
+    largest = session.batches.sizes.last * longest_block(recipe.data)[1]
     left = (plan.tokens(plan.steps) - plan.tokens(step)) / largest * seconds_per_step(session)
     log.info(
         "plan: %d steps of %s tokens%s, about %s without evaluations",
         plan.steps,
-        count(plan.tokens(1)),
+        tokens_per_step(session),
         "" if facts["training_tokens"] is None else f" ({plan.epochs(plan.steps):.2f} epochs)",
         span(max(0.0, left)),
     )
 
 
+def tokens_per_step(session: Session) -> str:
+    """Of the first step, in words; and, where batches grow, of the largest."""
+    sizes, first = session.batches.sizes, session.plan.tokens(1)
+    if sizes.last == sizes.first:
+        return count(first)
+    return f"{count(first)} to {count(first // sizes.first * sizes.last)}"
+
+
 def seconds_per_step(session: Session) -> float:
     """About how long a step of the largest blocks takes: forward and backward, without the optimizer."""
-    own = session.batches.batch_size // int(session.accelerator.num_processes)
+    own = session.batches.sizes.last // int(session.accelerator.num_processes)
     return seconds_of(session, session.micro_batch_size) * -(-own // session.micro_batch_size)

@@ -7,7 +7,7 @@ import torch
 
 from hfpretrain import hardware
 from hfpretrain.errors import RunError
-from hfpretrain.recipe import Recipe, to_mapping
+from hfpretrain.recipe import BatchRamp, Recipe, to_mapping
 from hfpretrain.run import Run
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,9 @@ def check_unchanged(before: Recipe, now: Recipe, run: Run, *, allowed: bool = Fa
     old, new = flat(to_mapping(before)), flat(to_mapping(now))
     changed = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
     moving = any(stage.until and stage.until.unit == "percent" for stage in now.data.stages)
-    # Where stages end in percent of the run, another duration is another order of the data.
+    growing = now.train.batch_size
+    moving |= isinstance(growing, BatchRamp) and growing.over.unit == "percent"
+    # Where stages end, or batches grow, in percent of the run, another duration is another order of the data.
     serious = [key for key in changed if not _among(key, HARMLESS) or (moving and key == "train.duration")]
     impossible = [key for key in serious if _among(key, FIXED)]
     differences = [f"{key}: {old.get(key)} before, {new.get(key)} now" for key in serious]

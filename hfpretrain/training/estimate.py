@@ -66,13 +66,14 @@ def _saved_bytes(session: Session) -> int:
 
 
 def _seconds_per_step(session: Session) -> float:
-    """The median of whole steps; the first half warms up."""
+    """The median of whole steps, as if all were as large as the first; the first half warms up."""
     seconds: list[float] = []
     for step, (micro_batches, targets) in zip(range(TRIED_STEPS), upcoming(session, 0), strict=False):
         began = time.perf_counter()
         outcome = train_step(session, step, micro_batches, targets, 1e-6)
         outcome[0].item()
-        seconds.append(time.perf_counter() - began)
+        larger = session.batches.sizes.of(step) / session.batches.sizes.first
+        seconds.append((time.perf_counter() - began) / larger)
         if agreed(session.accelerator, sum(seconds)) > TRIED_SECONDS and step:
             break
     counted = sorted(seconds[len(seconds) // 2 :])

@@ -161,7 +161,7 @@ def documents_of(session: "Session", step: int) -> str:
 
     `step` counts from 1, as everything that is shown does.
     """
-    rows = range(session.batches.batch_size)
+    rows = range(session.batches.sizes.of(step - 1))
     guilty = [place for place in rows if not _finite(session, step - 1, place)] or list(rows)
     found = {each: None for place in guilty for each in session.batches.documents(step - 1, place)}
     named = [

@@ -245,10 +245,10 @@ def upcoming(session: Session, step: int, request: StopRequest | None = None) ->
     cannot be read just now: if there are other processes, by an error, as they may have gone on.
     """
     accelerator = session.accelerator
-    own = session.batches.batch_size // accelerator.num_processes
-    first = own * accelerator.process_index
 
     def load(step: int) -> tuple[list[MicroBatch], int]:
+        own = session.batches.sizes.of(step) // accelerator.num_processes
+        first = own * accelerator.process_index
         rows = session.batches.rows(step, range(first, first + own))
         size = session.micro_batch_size
         micro_batches = [session.collator(rows[start : start + size]) for start in range(0, own, size)]

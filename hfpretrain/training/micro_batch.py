@@ -33,7 +33,7 @@ ROOM = 0.92
 
 def choose_micro_batch_size(session: "Session") -> int:
     """Blocks at once for this process: the recipe's number, what was found before, or what is found now."""
-    own = session.recipe.train.batch_size // int(session.accelerator.num_processes)
+    own = session.batches.sizes.last // int(session.accelerator.num_processes)
     given = session.recipe.train.micro_batch_size
     if given != "auto":
         return min(given, own)

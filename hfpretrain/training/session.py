@@ -25,7 +25,7 @@ from hfpretrain.modeling.model import build_model, count_parameters
 from hfpretrain.modeling.objective import Collator, check_tokenizer
 from hfpretrain.modeling.tokenizer import build_tokenizer, load_tokenizer
 from hfpretrain.recipe import Amount, Model, Recipe, Source
-from hfpretrain.recipe_stages import longest_block, training_sources
+from hfpretrain.recipe_stages import batch_sizes, longest_block, training_sources
 from hfpretrain.run import Run
 from hfpretrain.training.averaging import Average
 from hfpretrain.training.checkpoint import save_with_transformers
@@ -137,7 +137,7 @@ def prepare_session(recipe: Recipe, run: Run, accelerator: Accelerator, checkpoi
         enable({"use_reentrant": False})
         facts["activation_checkpointing"] = True
     model.to(accelerator.device)
-    rows = batches.rows(0, range(min(COUNTED_BLOCKS, recipe.train.batch_size)))
+    rows = batches.rows(0, range(min(COUNTED_BLOCKS, batches.sizes.first)))
     counted = [collator([row]) for row in rows]  # one by one: counting keeps attention whole, which is large
     counted = [{name: tensor.to(accelerator.device) for name, tensor in batch.items()} for batch in counted]
     facts["flops_per_token"] = round(sum(flops_per_token(model, loss, batch) for batch in counted) / len(counted))
@@ -215,9 +215,10 @@ def open_accelerator(recipe: Recipe) -> Accelerator:
             f"{accelerator.distributed_type.value}: only plain data-parallel training is there yet",
             hint="choose DDP (no FSDP, no DeepSpeed) in `accelerate config`",
         )
-    if recipe.train.batch_size % accelerator.num_processes:
+    first = batch_sizes(recipe.train)[0]  # larger ones are multiples of it
+    if first % accelerator.num_processes:
         raise RecipeError(
-            f"train.batch_size: {recipe.train.batch_size} do not divide by {accelerator.num_processes} processes",
+            f"train.batch_size: {first} do not divide by {accelerator.num_processes} processes",
             hint=f"set a multiple of {accelerator.num_processes}",
         )
     if not accelerator.is_main_process:
