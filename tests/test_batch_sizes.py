@@ -87,7 +87,7 @@ def test_resuming_is_exact(tmp_path: Path, objective: str) -> None:
         ("{from: 4, to: 6}", "train.batch_size.to: 6 is no multiple of 4"),
         ("{from: 4, to: 4}", "write batch_size: 4"),
         ("{from: 4}", "train.batch_size.to: missing"),
-        ("{from: 4, to: 8, over: 3 minutes}", "expects steps, tokens or percent, not 3 minutes"),
+        ("{from: 4, to: 8, over: 3 minutes}", "expects steps, tokens or percent of the run, not 3 minutes"),
         ("{from: 0, to: 8}", "train.batch_size.from: must be at least 1"),
         ("{from: 2, to: 8, until: 3}", "train.batch_size.until: unknown key"),
     ],
