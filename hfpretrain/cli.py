@@ -88,6 +88,9 @@ def train(
             typer.echo(
                 f"validation  loss {report['validation_loss']:.4f}, perplexity {report['validation_perplexity']:.2f}"
             )
+        if report["validation_floor"] is not None:
+            floor = f"loss {report['validation_floor']:.4f}"
+            typer.echo(f"floor       {floor}: what the grammar of the builtin corpus itself comes to on these texts")
         if "averaged" in report:
             loss = report["averaged"].get("validation_loss")
             typer.echo(f"averaged    {'' if loss is None else f'loss {loss:.4f} (validation), '}in {run.averaged}")

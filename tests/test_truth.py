@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_recipe, weights
+from tiny import tiny_recipe, tiny_run, weights
 from torch import nn
 
+from hfpretrain.data import everyday
 from hfpretrain.modeling.objective import IGNORED
 from hfpretrain.recipe import Recipe, from_mapping
 from hfpretrain.run import Run
@@ -228,3 +229,18 @@ def test_what_is_allowed_to_change_does_change(tmp_path: Path, optimizer: str) -
     before, after = (weights(Run(tmp_path / "runs" / name)) for name in ("as-it-was", "changed"))
     key = "transformer.h.1.mlp.c_fc.weight"
     assert after[key].norm() < 0.95 * before[key].norm()
+
+
+def test_the_builtin_corpus_has_a_floor(tmp_path: Path) -> None:
+    """Nobody predicts the grammar's texts better than the grammar; a model that has learnt some is not far above."""
+    builtin = "data.sources=[{builtin: everyday, size: 300kB}]"
+    settings = [builtin, "tokenizer.algorithm=char", "data.block_size=64", "data.validation=3%", "optimizer.lr=1e-2"]
+    run = tiny_run(tmp_path, "clm", *settings, "train.batch_size=16", "train.duration=40")
+    floor, report = run.report()["validation_floor"], run.report()
+    texts = list(everyday.documents(300_000))
+    usual = sum(everyday.surprise(index) for index in range(len(texts))) / sum(len(text) + 1 for text in texts)
+    assert floor == pytest.approx(usual, rel=0.15)  # of all texts, in characters and the end of each
+    assert floor < report["validation_loss"]
+    assert tiny_run(tmp_path, "clm", name="other").report()["validation_floor"] is None
+    filtered = [*settings, "data.sources.0.min_chars=20", "train.duration=1"]
+    assert tiny_run(tmp_path, "clm", *filtered, name="filtered").report()["validation_floor"] is None

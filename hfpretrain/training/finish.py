@@ -14,6 +14,7 @@ from hfpretrain import hardware
 from hfpretrain.amounts import span
 from hfpretrain.card import LOCAL, NEUTRAL, write_card
 from hfpretrain.data.blocks import PADDING, Block, BoolArray, IntArray
+from hfpretrain.data.floor import grammar_loss
 from hfpretrain.errors import CheckpointError
 from hfpretrain.evaluation import Evaluated, evaluate
 from hfpretrain.files import damage, move_files, remove, write_manifest, write_whole
@@ -153,6 +154,7 @@ def what_it_came_to(
         "flops": facts["flops_per_token"] * tokens,
         "loss": logged[-1]["loss"] if logged else None,
         **(evaluated.as_dict() if evaluated else {}),
+        "validation_floor": grammar_loss(session.recipe, session.batches, isolated=facts["packing"] == "documents"),
         "peak_memory_bytes": hardware.peak_memory(session.accelerator.device),
         "mask_token": session.tokenizer.mask_token,
     }
