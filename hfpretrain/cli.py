@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from hfpretrain.cli_data import print_sources
+from hfpretrain.cli_evaluate import evaluate
 from hfpretrain.cli_models import load_model, print_next_words, vars_of
 from hfpretrain.errors import HFPretrainError
 from hfpretrain.process import CurrentStderr, follow_launcher, leave, prepare_environment
@@ -208,27 +209,7 @@ def generate(
     typer.echo()
 
 
-@app.command()
-def evaluate(
-    model: Annotated[str, typer.Argument(help="A run, a model folder or a Hub id.", show_default=False)],
-    data: Annotated[
-        str | None, typer.Option(help="A local file or folder. Default: the run's held-out part.", show_default=False)
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Evaluate a model: loss, perplexity, accuracy, and bits per byte for next-word models.
-
-    Example: hfpretrain evaluate runs/quickstart-clm --data novel.txt
-    """
-    prepare_environment()
-    from hfpretrain.evaluation import evaluate_model
-
-    result = evaluate_model(model, data)
-    if as_json:
-        typer.echo(json.dumps(result))
-        return
-    for name, value in result.items():
-        typer.echo(f"{name:<15} {value:.4f}" if isinstance(value, float) else f"{name:<15} {value}")
+app.command()(evaluate)
 
 
 @app.command()
