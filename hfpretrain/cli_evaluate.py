@@ -22,6 +22,15 @@ def evaluate(
     pseudo_perplexity: Annotated[
         bool, typer.Option("--pseudo-perplexity", help="Also mask each token by itself (masked models).")
     ] = False,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME[,NAME]", help="Tasks of lm-evaluation-harness (next-word models).", show_default=False
+        ),
+    ] = None,
+    include_path: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Where tasks of your own are.", show_default=False)
+    ] = None,
     metric: Annotated[
         list[str] | None,
         typer.Option(help="A metric of the evaluate library: a script's path or a Hub name.", show_default=False),
@@ -35,13 +44,23 @@ def evaluate(
     prepare_environment()
     from hfpretrain.evaluation import evaluate_model
 
-    result = evaluate_model(model, data, pairs=pairs, pseudo_perplexity=pseudo_perplexity, metrics=tuple(metric or ()))
+    result: dict[str, Any] = {}
+    if tasks is None or data is not None or pairs is not None:
+        metrics = tuple(metric or ())
+        result = evaluate_model(model, data, pairs=pairs, pseudo_perplexity=pseudo_perplexity, metrics=metrics)
+    if tasks is not None:
+        from hfpretrain.evaluation.harness import run_tasks
+
+        names = [name.strip() for name in tasks.split(",") if name.strip()]
+        result["tasks"] = run_tasks(model, names, include_path=include_path)
     if as_json:
         typer.echo(json.dumps(result))
         return
-    groups = result.pop("groups", {})
+    groups, of_tasks = result.pop("groups", {}), result.pop("tasks", {})
     for key, values in groups.items():
         result |= {f"{key} {value}": found["accuracy"] for value, found in values.items()}
+    for task, values in of_tasks.items():
+        result |= {f"{task} {name}": value for name, value in values.items()}
     print_values(result)
 
 
