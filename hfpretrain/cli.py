@@ -86,9 +86,13 @@ def train(
         if report.get("loss") is not None:
             typer.echo(f"loss        {report['loss']:.4f} (training)")
         if "validation_loss" in report:
+            bits = report.get("validation_bits_per_byte")
             typer.echo(
                 f"validation  loss {report['validation_loss']:.4f}, perplexity {report['validation_perplexity']:.2f}"
+                + (f", {bits:.4f} bits per byte" if bits else "")
             )
+        if "pairs_accuracy" in report:
+            typer.echo(f"pairs       {report['pairs_accuracy']:.1%} of {report['pairs']}")
         command = "fill" if loaded.objective == "mlm" else "generate"
         typer.echo(
             f"next        hfpretrain {command} {shlex.quote(report['example'])} --model {shlex.quote(str(run.path))}"

@@ -78,7 +78,8 @@ def masked_one_by_one(row: Row, collator: Collator, mask_id: int, size: int) -> 
 def _sums(batch: MicroBatch, scores: Scores) -> Tensor:
     """As `Sums` has them, float32 [5] on the device, which is not waited for."""
     targets = scores.labels != IGNORED
-    right = [(targets & (scores.ranks < most)).sum() for most in (1, 5)]
+    hits = (scores.best == scores.labels[:, None]) & targets[:, None]
+    right = hits[:, 0].sum(), hits.sum()
     tokens = (batch["document_ids"] != PADDING).sum()
     return torch.stack([each.float() for each in (scores.nats.sum(), targets.sum(), *right, tokens)])
 

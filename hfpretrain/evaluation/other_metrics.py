@@ -43,7 +43,7 @@ class OtherMetrics:
             return
         blocks = first_block + scores.places // block_size
         kept = (scores.labels != IGNORED) & (blocks < MOST_TARGETS // block_size)
-        pair = torch.stack([scores.predictions[kept], scores.labels[kept]]).to(torch.int32).cpu()
+        pair = torch.stack([scores.best[kept, 0], scores.labels[kept]]).to(torch.int32).cpu()
         self.found.append((first_block, pair[0], pair[1]))
 
     def compute(self, accelerator: Accelerator) -> dict[str, float]:

@@ -26,6 +26,8 @@ CHUNK_NUMBERS, CHUNK_ROWS = 2**24, 256
 
 
 LARGE_LOGIT = 40.0
+BEST = 5
+"""So many of the likeliest tokens are told of each place."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Shortcuts:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a model made of some places of a micro-batch; all arrays are [places]."""
+    """What a model made of some places of a micro-batch; all arrays are [places], but for the best tokens."""
 
     places: Tensor
     """Where they are in the flattened labels, int64."""
@@ -50,10 +52,8 @@ class Scores:
     """The right token, int64, or IGNORED where the place is no target."""
     nats: Tensor
     """Its negative log-likelihood, float32; 0 where there is none."""
-    ranks: Tensor
-    """How many tokens come before it, int64: likelier ones, and of equally likely ones those with smaller ids."""
-    predictions: Tensor
-    """The likeliest token, int64."""
+    best: Tensor
+    """The likeliest tokens, the likeliest first, int64 [places, 5], or as many as there are."""
 
 
 class Loss:
@@ -106,15 +106,15 @@ class Loss:
     def scores(self, model: nn.Module, batch: MicroBatch) -> Scores:
         """What the model makes of each target, in the same way as the loss is found; for evaluations."""
         places, labels, logits, taken = self._forward(model, batch)
-        found: list[tuple[Tensor, Tensor, Tensor]] = []
+        found: list[tuple[Tensor, Tensor]] = []
         weight = self.output.weight if taken is not None else None
         rows = _chunk_rows(len(labels), logits.shape[-1] if weight is None else len(weight))
         for start in range(0, len(labels), rows):
             here = slice(start, start + rows)
             chunk = logits[here] if taken is None else self.output(taken[here])
             found.append(_scored(chunk, labels[here]))
-        nats, ranks, predictions = (torch.cat(each) for each in zip(*found, strict=True))
-        return Scores(places, labels, nats, ranks, predictions)
+        nats, best = (torch.cat(each) for each in zip(*found, strict=True))
+        return Scores(places, labels, nats, best)
 
     def _forward(self, model: nn.Module, batch: MicroBatch) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """The places that were looked at, their labels, and their logits, or if fused the states that make them."""
@@ -215,14 +215,10 @@ def _chunk_rows(count: int, vocabulary: int) -> int:
     return -(-count // max(1, round(count / fitting)))
 
 
-def _scored(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """nats, ranks and predictions of Scores from logits [n, vocabulary] and labels [n]."""
+def _scored(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """`nats` and `best` of Scores from logits [n, vocabulary] and labels [n]."""
     nats = nn.functional.cross_entropy(logits.float(), labels, reduction="none", ignore_index=IGNORED)
-    place = labels.clamp(min=0)[:, None]
-    wanted = logits.gather(1, place)
-    ids = torch.arange(logits.shape[1], device=logits.device)
-    behind = (logits < wanted) | ((logits == wanted) & (ids >= place))  # what is no number is never behind
-    return nats, (~behind).sum(-1), logits.argmax(-1)
+    return nats, logits.topk(min(BEST, logits.shape[1])).indices
 
 
 def _added(total: Tensor | None, more: Tensor) -> Tensor:
