@@ -238,8 +238,8 @@ class Evaluation:
     pseudo_perplexity: bool = False
     """Also mask each held-out token by itself (mlm only): a forward pass per token, so set max_tokens."""
     metrics: tuple[str, ...] = ()
-    """More metrics of the evaluate library, by the path of a script or a name on the Hub. They see the likeliest and
-    the right token id of the first million targets. A metric is code, and runs with your rights."""
+    """More metrics of the evaluate library, by the path of a script or a name on the Hub; a metric is code, and runs
+    with your rights. They see the likeliest and the right token id of targets, of the first million held-out tokens."""
     pairs: str | None = None
     """Minimal pairs to look at too: a .jsonl with sentence_good and sentence_bad, as BLiMP has them."""
 

@@ -209,12 +209,13 @@ def test_pseudo_perplexity_is_that_of_a_plain_loop(tmp_path: Path, hfpretrain: A
         assert ("validation_loss" in line) == ("validation_pseudo_perplexity" in line)
 
 
-def test_the_metrics_are_evaluate_modules() -> None:
+def test_the_metrics_are_evaluate_modules(tmp_path: Path) -> None:
     """Of parts, in whatever number, the same as of the whole; and `evaluate.load` takes their script."""
     parts = [(10.5, 7, 3, 5), (2.25, 1, 0, 1), (0.5, 4, 4, 4)]
     names = ("nats", "targets", "right", "right_in_5")
-    ours = LanguageModeling(keep_in_memory=True)
+    ours = LanguageModeling(keep_in_memory=True, cache_dir=str(tmp_path / "cache"))
     assert isinstance(ours, evaluate.Metric)
+    assert not list(tmp_path.iterdir()), "nothing is written"
     for part in parts:
         ours.add_batch(**{name: [value] for name, value in zip(names, part, strict=True)})
     found = ours.compute(text_bytes=100)

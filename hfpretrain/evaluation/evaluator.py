@@ -15,7 +15,6 @@ from hfpretrain.evaluation.looking import GivenUp, Looker
 from hfpretrain.evaluation.other_metrics import OtherMetrics
 from hfpretrain.evaluation.pairs import Pairs, read_pairs
 from hfpretrain.evaluation.results import Evaluated
-from hfpretrain.files import cache_folder
 from hfpretrain.metrics import LanguageModeling
 from hfpretrain.modeling.loss import Loss
 from hfpretrain.modeling.objective import Collator
@@ -113,7 +112,7 @@ class Evaluator:
 
 
 def _computed(sums: Sums, text_bytes: float | None) -> dict[str, Any]:
-    metric = LanguageModeling(keep_in_memory=True, cache_dir=str(cache_folder() / "evaluate"))
+    metric = LanguageModeling(keep_in_memory=True)
     parts = {"nats": [sums.nats], "targets": [sums.targets], "right": [sums.right], "right_in_5": [sums.right_in_5]}
     found: dict[str, Any] = metric.compute(**parts, text_bytes=text_bytes)
     return found

@@ -18,7 +18,6 @@ from hfpretrain.data.blocks import PADDING
 from hfpretrain.data.encoding import Encoder, Piece
 from hfpretrain.errors import DataError
 from hfpretrain.evaluation.looking import Looker
-from hfpretrain.files import cache_folder
 from hfpretrain.inference.words import positions_of
 from hfpretrain.metrics import MinimalPairs
 from hfpretrain.modeling.objective import IGNORED, MicroBatch, target_places
@@ -97,7 +96,7 @@ class Pairs:
         return found | {"targets": target_places(labels), "sentences": torch.tensor([number for number, _ in batch])}
 
     def _computed(self, good: list[float], bad: list[float]) -> dict[str, Any]:
-        metric = MinimalPairs(keep_in_memory=True, cache_dir=str(cache_folder() / "evaluate"))
+        metric = MinimalPairs(keep_in_memory=True)
         found: dict[str, Any] = metric.compute(good=good, bad=bad)
         found["groups"] = {
             key: {

@@ -28,6 +28,10 @@ class LanguageModeling(evaluate.Metric):  # type: ignore[misc]
             features=datasets.Features({name: datasets.Value(kind) for name, kind in features.items()}),
         )
 
+    def _build_data_dir(self) -> str:
+        # In memory nothing is written, so no folder is made, which a full or read-only disk would not let be.
+        return str(self._data_dir_root if self.keep_in_memory else super()._build_data_dir())
+
     def _compute(
         self,
         *,
