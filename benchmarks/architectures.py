@@ -58,7 +58,7 @@ def two_steps(model: Any, loss: Loss, batch: dict[str, torch.Tensor]) -> list[fl
     losses = []
     count = int((batch["labels"] != IGNORED).sum())
     for _ in range(3):
-        total, _ = loss(model, batch)
+        total = loss(model, batch)
         (total / count).backward()
         optimizer.step()
         optimizer.zero_grad()

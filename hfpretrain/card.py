@@ -154,16 +154,26 @@ def _snippet(report: dict[str, Any], place: str, revision: str | None) -> str:
 
 
 def _evaluation(report: dict[str, Any], recipe: recipes.Recipe) -> list[str]:
-    if "validation_loss" not in report:
-        return []
-    targets = "masked tokens" if report["objective"] == "mlm" else "next tokens"
-    rows = [
-        ["loss (nats per token)", f"{report['validation_loss']:.4f}"],
-        ["perplexity", f"{report['validation_perplexity']:.2f}"],
-        ["accuracy", f"{report['validation_accuracy']:.1%}"],
-    ]
-    intro = f"On {report['validation_targets']:,} {targets} ({_held_out(recipe)}), after training."
-    return ["## Evaluation", intro, _table(["measure", "value"], rows)]
+    sections = []
+    if "validation_loss" in report:
+        targets = "masked tokens" if report["objective"] == "mlm" else "next tokens"
+        measures = {
+            "loss": ("loss (nats per token)", ".4f"),
+            "perplexity": ("perplexity", ".2f"),
+            "bits_per_byte": ("bits per byte", ".4f"),
+            "accuracy": ("accuracy", ".1%"),
+            "top5_accuracy": ("accuracy, of the five likeliest", ".1%"),
+            "pseudo_perplexity": ("pseudo-perplexity", ".2f"),
+            "pseudo_bits_per_byte": ("bits per byte, each token masked by itself", ".4f"),
+        }
+        found = {key: report[f"validation_{key}"] for key in measures if f"validation_{key}" in report}
+        rows = [[measures[key][0], format(value, measures[key][1])] for key, value in found.items()]
+        intro = f"On {report['validation_targets']:,} {targets} ({_held_out(recipe)}), after training."
+        sections = [intro, _table(["measure", "value"], rows)]
+    if "pairs_accuracy" in report:
+        said = "in which the good sentence has to be likelier than the bad one"
+        sections += [f"On {report['pairs']:,} minimal pairs, {said}: {report['pairs_accuracy']:.1%}."]
+    return ["## Evaluation", *sections] if sections else []
 
 
 def _samples(report: dict[str, Any]) -> list[str]:
@@ -247,6 +257,8 @@ def shareable(report: dict[str, Any], recipe: recipes.Recipe) -> dict[str, Any]:
     mapping = recipes.to_mapping(recipe)
     for key in ("output_dir", "hub", "trackers"):
         mapping.pop(key)
+    for key in ("pairs", "metrics"):  # files of that machine, and code
+        mapping["evaluation"].pop(key)
     validation = mapping["data"]["validation"]
     sources = [*mapping["data"].get("sources", []), *(validation if isinstance(validation, list) else [])]
     sources += [source for stage in mapping["data"]["stages"] for source in stage["sources"]]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from hfpretrain.cli_data import print_sources
+from hfpretrain.cli_evaluate import evaluate
 from hfpretrain.cli_models import load_model, print_next_words, vars_of
 from hfpretrain.errors import HFPretrainError
 from hfpretrain.process import CurrentStderr, follow_launcher, leave, prepare_environment
@@ -85,8 +86,10 @@ def train(
         if report.get("loss") is not None:
             typer.echo(f"loss        {report['loss']:.4f} (training)")
         if "validation_loss" in report:
+            bits = report.get("validation_bits_per_byte")
             typer.echo(
                 f"validation  loss {report['validation_loss']:.4f}, perplexity {report['validation_perplexity']:.2f}"
+                + (f", {bits:.4f} bits per byte" if bits else "")
             )
         if report["validation_floor"] is not None:
             floor = f"loss {report['validation_floor']:.4f}"
@@ -94,6 +97,8 @@ def train(
         if "averaged" in report:
             loss = report["averaged"].get("validation_loss")
             typer.echo(f"averaged    {'' if loss is None else f'loss {loss:.4f} (validation), '}in {run.averaged}")
+        if "pairs_accuracy" in report:
+            typer.echo(f"pairs       {report['pairs_accuracy']:.1%} of {report['pairs']}")
         command = "fill" if loaded.objective == "mlm" else "generate"
         typer.echo(
             f"next        hfpretrain {command} {shlex.quote(report['example'])} --model {shlex.quote(str(run.path))}"
@@ -214,27 +219,7 @@ def generate(
     typer.echo()
 
 
-@app.command()
-def evaluate(
-    model: Annotated[str, typer.Argument(help="A run, a model folder or a Hub id.", show_default=False)],
-    data: Annotated[
-        str | None, typer.Option(help="A local file or folder. Default: the run's held-out part.", show_default=False)
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Evaluate a model: loss, perplexity, accuracy, and bits per byte for next-word models.
-
-    Example: hfpretrain evaluate runs/quickstart-clm --data novel.txt
-    """
-    prepare_environment()
-    from hfpretrain.evaluation import evaluate_model
-
-    result = evaluate_model(model, data)
-    if as_json:
-        typer.echo(json.dumps(result))
-        return
-    for name, value in result.items():
-        typer.echo(f"{name:<15} {value:.4f}" if isinstance(value, float) else f"{name:<15} {value}")
+app.command()(evaluate)
 
 
 @app.command()

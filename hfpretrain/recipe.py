@@ -203,6 +203,9 @@ def _contradictions(recipe: Recipe, draft: Draft) -> Iterator[tuple[Keys, str]]:
         if rate > 1 - 1 / masking.mean_span:
             shorter = f"spans of {masking.mean_span:g} tokens are shorter than what single tokens at that rate make"
             yield ("masking", "mean_span"), f"masking.rate is {rate:g}, and {shorter}; set unit: token, or longer spans"
+        elif (held_out := recipe.evaluation.masking_rate) > 1 - 1 / masking.mean_span:
+            said = f"{held_out:g} is more than spans of {masking.mean_span:g} tokens can make"
+            yield ("evaluation", "masking_rate"), f"{said}; set at most {1 - 1 / masking.mean_span:.3g}"
     if schedule.name == "wsd" and schedule.warmup.unit == schedule.decay.unit == "percent":
         total = schedule.warmup.value + schedule.decay.value
         if total > 100 and not draft.doubtful(("schedule", "warmup")):
@@ -283,6 +286,8 @@ def _idle_keys(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
     """Keys that say nothing in this recipe, and why: given, they are errors; written out, they are left out."""
     if recipe.objective == "clm":
         yield ("masking",), "masking is for mlm, and the objective is clm"
+        for key in ("masking_rate", "pseudo_perplexity"):
+            yield ("evaluation", key), f"{key} is for mlm, and the objective is clm"
         if not recipe.fim.rate:
             yield ("fim", "spm"), "spm is for documents that are turned, and fim.rate is 0"
     else:

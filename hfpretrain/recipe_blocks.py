@@ -133,7 +133,7 @@ class Ramp:
     from_: Rate = field(metadata={"alias": "from"})
     """In the first step."""
     to: Rate
-    """In the last step, and whenever the held-out data is looked at."""
+    """In the last step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,12 +263,21 @@ class Averaging:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """When the held-out data is looked at. The end of a run always is."""
+    """When the held-out data is looked at, and what for. It always is at the end of a run."""
 
     every: Amount = Amount.percent(10)
     """Steps, tokens, epochs, minutes or percent of the run between two evaluations."""
     max_tokens: WholeNumber | None = None
     """Evaluate on this many held-out tokens at most while training; the last evaluation takes them all."""
+    masking_rate: Rate = 0.15
+    """Share of the held-out tokens that are guessed (mlm only), whatever masking.rate is, so that runs compare."""
+    pseudo_perplexity: bool = False
+    """Also mask each held-out token by itself (mlm only): a forward pass per token, so set max_tokens."""
+    metrics: tuple[str, ...] = ()
+    """More metrics of the evaluate library, by the path of a script or a name on the Hub; a metric is code, and runs
+    with your rights. They see the likeliest and the right token id of targets, of the first million held-out tokens."""
+    pairs: str | None = None
+    """Minimal pairs to look at too: a .jsonl with sentence_good and sentence_bad, as BLiMP has them."""
 
 
 @dataclass(frozen=True, kw_only=True)

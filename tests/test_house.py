@@ -13,7 +13,7 @@ FLOORS = [
     ["errors", "files", "secrets"],
     ["process"],
     ["recipe"],
-    ["hardware", "hub", "run", "shipped"],
+    ["hardware", "hub", "metrics", "run", "shipped"],
     ["data"],
     ["modeling"],
     ["inference"],
@@ -36,6 +36,7 @@ PARTS = {
     "model_files": "hub",
     "card": "publish",
     "cli_data": "cli",
+    "cli_evaluate": "cli",
     "cli_models": "cli",
     "check_data": "check",
 }

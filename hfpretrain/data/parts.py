@@ -20,7 +20,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -72,6 +72,8 @@ class Part:
     """[documents]: tokens of each."""
     keys: npt.NDArray[np.uint64]
     prompt_lengths: npt.NDArray[np.uint32]
+    text_lengths: npt.NDArray[np.int64]
+    """[documents]: UTF-8 bytes of each text."""
     counts: npt.NDArray[np.int64]
     """UTF-8 bytes and words of its texts."""
 
@@ -80,8 +82,8 @@ class Part:
         beside = path.with_name(f".{path.name}-{uuid.uuid4().hex}")  # two processes may write the same part
         try:
             with beside.open("wb") as file:
-                for values in (self.tokens, self.lengths, self.keys, self.prompt_lengths, self.counts):
-                    np.save(file, values, allow_pickle=False)
+                for each in fields(self):
+                    np.save(file, getattr(self, each.name), allow_pickle=False)
             content_digest = digest(beside)
             with beside.open("ab") as file:
                 file.write(bytes.fromhex(content_digest))
@@ -100,7 +102,7 @@ class Part:
         if hashlib.sha256(content).digest() != written:
             raise ValueError(f"{path.name} is not what was written")
         buffer = io.BytesIO(content)
-        return Part(*(np.load(buffer, allow_pickle=False) for _ in range(5)))
+        return Part(*(np.load(buffer, allow_pickle=False) for _ in fields(Part)))
 
 
 class Building:
@@ -296,6 +298,7 @@ def gathered(
 ) -> Part:
     """The part that the encoded batches make together. `done` is called with the bytes of text of each."""
     tokens, lengths, keys, prompts = array(encoder.typecode), array("q"), array("Q"), array("I")
+    text_lengths = array("q")
     text_bytes = words = start = 0
     dtype = np.dtype(f"u{tokens.itemsize}")
     for batch, encodings in batches:
@@ -305,6 +308,7 @@ def gathered(
                 text = piece.document.text
                 data = text.encode()
                 text_bytes += len(data)
+                text_lengths.append(len(data))
                 words += len(text.split()) if len(text) < LONG else sum(1 for _ in _WORD.finditer(text))
                 keys.append(int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little"))
                 prompts.append(prompt_length)
@@ -323,5 +327,6 @@ def gathered(
         lengths=np.frombuffer(lengths, dtype=np.int64),
         keys=np.frombuffer(keys, dtype=np.uint64),
         prompt_lengths=np.frombuffer(prompts, dtype=np.uint32),
+        text_lengths=np.frombuffer(text_lengths, dtype=np.int64),
         counts=np.array([text_bytes, words], dtype=np.int64),
     )

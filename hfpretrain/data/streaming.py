@@ -206,9 +206,9 @@ class StreamedPart:
 
 def _in_memory(parts: list[Encoded], *, paired: bool) -> TokenStore:
     """The documents of some parts as a token store."""
-    lengths, keys, prompts, counts = (
+    lengths, keys, prompts, texts, counts = (
         np.concatenate([getattr(part, name) for part in parts])
-        for name in ("lengths", "keys", "prompt_lengths", "counts")
+        for name in ("lengths", "keys", "prompt_lengths", "text_lengths", "counts")
     )
     tokens = np.concatenate([part.tokens for part in parts])
     text_bytes, words = (int(count) for count in counts.reshape(-1, 2).sum(axis=0))
@@ -221,4 +221,5 @@ def _in_memory(parts: list[Encoded], *, paired: bool) -> TokenStore:
         text_bytes=text_bytes,
         fingerprint="",
         manifest=numbers,
+        text_lengths=texts,
     )

@@ -39,7 +39,7 @@ from hfpretrain.files import (
 
 log = logging.getLogger(__name__)
 
-FORMAT = 4
+FORMAT = 5
 """Of the store's files and of how text becomes tokens; a store of another one is not used."""
 CHECKED_BYTES = 2_000_000_000
 """Files of a store up to this size are compared with their SHA-256 whenever they are opened: a second or two."""
@@ -66,6 +66,8 @@ class TokenStore:
     manifest: dict[str, Any]
     """Counts: documents, tokens, words (between spaces), text_bytes, skipped, blank, left_out by filters; and what
     the files hold."""
+    text_lengths: npt.NDArray[np.int64] | None = None
+    """[documents]: UTF-8 bytes of each text; None where they are not known."""
 
 
 @dataclass(frozen=True)
@@ -213,12 +215,12 @@ def _join(building: Building, place: Place) -> dict[str, Any]:
     documents = total = text_bytes = words = 0
     any_prompts = False
     with contextlib.ExitStack() as stack:
-        names = ("tokens", "offsets", "keys", "prompt_lengths")
+        names = ("tokens", "offsets", "keys", "text_lengths", "prompt_lengths")
         files = {name: stack.enter_context((folder / f"{name}.bin").open("wb")) for name in names}
         files["offsets"].write(np.zeros(1, dtype=np.int64).tobytes())
         for part in building.parts():
             offsets = total + np.cumsum(part.lengths)
-            arrays: tuple[npt.NDArray[Any], ...] = (part.tokens, offsets, part.keys, part.prompt_lengths)
+            arrays: list[npt.NDArray[Any]] = [part.tokens, offsets, part.keys, part.text_lengths, part.prompt_lengths]
             for name, values in zip(names, arrays, strict=True):
                 values.tofile(files[name])
             total += len(part.tokens)
@@ -289,6 +291,8 @@ def load_store(folder: Path, *, tokens: Any = None, quiet: bool = False) -> Toke
             token_type = {2: np.uint16, 4: np.uint32}[manifest["bytes_per_token_id"]]
             tokens = _mapped(folder / "tokens.bin", token_type, total)
         prompts = _mapped(folder / "prompt_lengths.bin", np.uint32, documents) if manifest["prompts"] else None
+        counted = "text_lengths.bin" in manifest["sha256"]  # not of tokens that another tool made
+        texts = _mapped(folder / "text_lengths.bin", np.int64, documents) if counted else None
         store = TokenStore(
             tokens=tokens,
             offsets=_mapped(folder / "offsets.bin", np.int64, documents + 1),
@@ -297,6 +301,7 @@ def load_store(folder: Path, *, tokens: Any = None, quiet: bool = False) -> Toke
             text_bytes=manifest["text_bytes"],
             fingerprint=manifest["fingerprint"],
             manifest=manifest,
+            text_lengths=texts,
         )
         whole = len(tokens) == total == store.offsets[-1]
         if manifest["format"] != FORMAT or store.fingerprint != folder.name or not whole:

@@ -26,6 +26,8 @@ CHUNK_NUMBERS, CHUNK_ROWS = 2**24, 256
 
 
 LARGE_LOGIT = 40.0
+BEST = 5
+"""So many of the likeliest tokens are told of each place."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,20 @@ class Shortcuts:
     def __str__(self) -> str:
         names = {"head on targets": self.on_targets, "fused cross-entropy": self.fused}
         return " and ".join(name for name, used in names.items() if used) or "none"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a model made of some places of a micro-batch; all arrays are [places], but for the best tokens."""
+
+    places: Tensor
+    """Where they are in the flattened labels, int64."""
+    labels: Tensor
+    """The right token, int64, or IGNORED where the place is no target."""
+    nats: Tensor
+    """Its negative log-likelihood, float32; 0 where there is none."""
+    best: Tensor
+    """The likeliest tokens, the likeliest first, int64 [places, 5], or as many as there are."""
 
 
 class Loss:
@@ -87,37 +103,49 @@ class Loss:
             inputs["attention_mask"] = (documents != PADDING).long()
         return inputs
 
-    def __call__(self, model: nn.Module, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """The sum over targets, float32 [], and how many targets were predicted right, int64 [].
+    def __call__(self, model: nn.Module, batch: MicroBatch) -> Tensor:
+        """The sum over targets, float32 []."""
+        _, labels, logits, taken = self._forward(model, batch)
+        if taken is not None:
+            bias = getattr(self.output, "bias", None)
+            learns = torch.is_grad_enabled()
+            total: Tensor = FusedCrossEntropy.apply(taken, self.output.weight, bias, labels, learns, self.z_loss)  # type: ignore[no-untyped-call]
+            return total
+        total = nn.functional.cross_entropy(logits.float(), labels, reduction="sum", ignore_index=IGNORED)
+        if self.z_loss and torch.is_grad_enabled():
+            more = self.z_loss * (logits.float().logsumexp(-1).square() * (labels != IGNORED)).sum()
+            total = total + (more - more.detach())
+        return total
 
-        While gradients are recorded, which is when nobody asks, the second is zero.
-        """
+    @torch.no_grad()
+    def scores(self, model: nn.Module, batch: MicroBatch) -> Scores:
+        """What the model makes of each target, in the same way as the loss is found; for evaluations."""
+        places, labels, logits, taken = self._forward(model, batch)
+        found: list[tuple[Tensor, Tensor]] = []
+        weight = self.output.weight if taken is not None else None
+        rows = _chunk_rows(len(labels), logits.shape[-1] if weight is None else len(weight))
+        for start in range(0, len(labels), rows):
+            here = slice(start, start + rows)
+            chunk = logits[here] if taken is None else self.output(taken[here])
+            found.append(_scored(chunk, labels[here]))
+        nats, best = (torch.cat(each) for each in zip(*found, strict=True))
+        return Scores(places, labels, nats, best)
+
+    def _forward(self, model: nn.Module, batch: MicroBatch) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """The places that were looked at, their labels, and their logits, or if fused the states that make them."""
         labels = batch["labels"].flatten()
         if self.shortcuts.on_targets:
-            self._kept = batch["targets"]
-            labels = labels[self._kept]
+            places = self._kept = batch["targets"]
+            labels = labels[places]
+        else:
+            places = torch.arange(len(labels), device=labels.device)
         self._active = True
         try:
             logits = model(**self.inputs(batch)).logits
             taken, self._taken = self._taken, None
         finally:
             self._kept, self._taken, self._active = None, None, False
-        if taken is not None:
-            bias = getattr(self.output, "bias", None)
-            states, matrix = taken.flatten(0, -2), self.output.weight
-            found: tuple[Tensor, Tensor] = FusedCrossEntropy.apply(
-                states, matrix, bias, labels, torch.is_grad_enabled(), self.z_loss
-            )  # type: ignore[no-untyped-call]
-            return found
-        logits = logits.flatten(0, -2)
-        total = nn.functional.cross_entropy(logits.float(), labels, reduction="sum", ignore_index=IGNORED)
-        if self.z_loss and torch.is_grad_enabled():
-            more = self.z_loss * (logits.float().logsumexp(-1).square() * (labels != IGNORED)).sum()
-            total = total + (more - more.detach())
-        hits = total.new_zeros((), dtype=torch.long)
-        if not torch.is_grad_enabled():
-            hits = (logits.argmax(-1) == labels).sum()
-        return total, hits
+        return places, labels, logits.flatten(0, -2), None if taken is None else taken.flatten(0, -2)
 
     def _keep_targets(self, module: nn.Module, inputs: Any, output: Any) -> Any:
         """Leaves only the hidden states at targets, as one row: [1, targets, width]."""
@@ -153,21 +181,18 @@ class FusedCrossEntropy(torch.autograd.Function):
         labels: Tensor,
         learns: bool,
         z_loss: float = 0.0,
-    ) -> tuple[Tensor, Tensor]:
-        """hidden [n, width], weight [vocabulary, width], bias [vocabulary], labels [n] int64; two sums, [].
+    ) -> Tensor:
+        """hidden [n, width], weight [vocabulary, width], bias [vocabulary], labels [n] int64; the sum, [].
 
         `learns` says whether gradients are recorded: in here they never are.
         """
         kind = hidden.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
         total = torch.zeros((), device=hidden.device)
-        hits = torch.zeros((), device=hidden.device, dtype=torch.long)
         hidden_gradient = torch.empty_like(hidden, dtype=dtype) if learns else None
         weight_gradient: Tensor | None = None
         bias_gradient: Tensor | None = None
-        # Chunks of equal size: a small rest would cost nearly as much, as the gradient of all words is added to.
-        fitting = max(CHUNK_ROWS, CHUNK_NUMBERS // len(weight))
-        rows = -(-len(labels) // max(1, round(len(labels) / fitting)))
+        rows = _chunk_rows(len(labels), len(weight))
         with torch.autocast(kind, enabled=False):
             states, matrix = hidden.to(dtype), weight.to(dtype)
             for start in range(0, len(labels), rows):
@@ -177,8 +202,6 @@ class FusedCrossEntropy(torch.autograd.Function):
                 logits = chunk @ matrix.T
                 if bias is not None:
                     logits += bias
-                if not learns:
-                    hits += ((logits.argmax(-1, keepdim=True) == wanted) & counted).sum()
                 logs = torch.log_softmax(logits, -1, dtype=torch.float32)
                 total -= torch.where(counted, logs.gather(1, place), 0).sum()
                 if hidden_gradient is None:
@@ -198,16 +221,30 @@ class FusedCrossEntropy(torch.autograd.Function):
                     weight_gradient.addmm_(slopes.T, chunk)
                 else:
                     weight_gradient = _added(weight_gradient, (slopes.T @ chunk).float())
-        ctx.mark_non_differentiable(hits)
         ctx.gradients = (hidden_gradient, weight_gradient, bias_gradient)
-        return total, hits
+        return total
 
     @staticmethod
-    def backward(ctx: Any, scale: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias = ctx.gradients
         ctx.gradients = None  # used once, like every graph here
         scaled = [None if gradient is None else gradient.mul_(scale) for gradient in (hidden, weight, bias)]
         return (*scaled, None, None, None)
+
+
+def _chunk_rows(count: int, vocabulary: int) -> int:
+    """Rows of a chunk of logits, of so many in all.
+
+    Chunks are of equal size: a small rest would cost nearly as much, as the gradient of all words is added to.
+    """
+    fitting = max(CHUNK_ROWS, CHUNK_NUMBERS // vocabulary)
+    return -(-count // max(1, round(count / fitting)))
+
+
+def _scored(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """`nats` and `best` of Scores from logits [n, vocabulary] and labels [n]."""
+    nats = nn.functional.cross_entropy(logits.float(), labels, reduction="none", ignore_index=IGNORED)
+    return nats, logits.topk(min(BEST, logits.shape[1])).indices
 
 
 def _added(total: Tensor | None, more: Tensor) -> Tensor:
@@ -287,7 +324,7 @@ def _tried(
 
 def _loss_and_gradients(model: PreTrainedModel, loss: Loss, batch: MicroBatch) -> Outcome:
     try:
-        total, _ = loss(model, batch)
+        total = loss(model, batch)
         total.backward()  # type: ignore[no-untyped-call]
         return total.item(), [parameter.grad for parameter in model.parameters()]
     finally:

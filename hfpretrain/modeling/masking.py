@@ -24,20 +24,22 @@ WORD_SPREAD = 8
 varies by, against that of single tokens. English in bytes has about 6."""
 
 
-def rate_of(masking: Masking, step: int | None, steps: int | None) -> float:
-    """The masking rate in a step of `steps`; for held-out rows, which have none, the one that the run ends with."""
+def rate_of(masking: Masking, step: int, steps: int | None) -> float:
+    """The masking rate in a step of `steps`."""
     if not isinstance(masking.rate, Ramp):
         return masking.rate
-    if step is None:
-        return masking.rate.to
     assert steps is not None, "the recipe allows no rate that moves over a run of unknown length"
     done = min(1.0, step / max(1, steps - 1))
     return masking.rate.from_ + done * (masking.rate.to - masking.rate.from_)
 
 
-def most_targets(masking: Masking, positions: int) -> int:
-    """A number of targets that so many positions very rarely exceed, whatever the step: six deviations above most."""
-    rate = max(masking.rate.from_, masking.rate.to) if isinstance(masking.rate, Ramp) else masking.rate
+def highest_rate(masking: Masking) -> float:
+    """The masking rate, or the highest of one that moves."""
+    return max(masking.rate.from_, masking.rate.to) if isinstance(masking.rate, Ramp) else masking.rate
+
+
+def most_targets(masking: Masking, rate: float, positions: int) -> int:
+    """A number of targets at that rate that so many positions very rarely exceed: six deviations above most."""
     spread = {"token": 1, "word": WORD_SPREAD, "span": 2 * masking.mean_span - 1}[masking.unit]
     return min(positions, int(positions * rate + 6 * (positions * rate * (1 - rate) * spread) ** 0.5))
 

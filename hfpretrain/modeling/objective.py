@@ -12,7 +12,7 @@ from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBas
 from hfpretrain.data.batches import Row
 from hfpretrain.data.blocks import BoolArray
 from hfpretrain.modeling.fim import FillIn, sentinels
-from hfpretrain.modeling.masking import choose_spans, choose_words, most_targets, rate_of, word_borders
+from hfpretrain.modeling.masking import choose_spans, choose_words, highest_rate, most_targets, rate_of, word_borders
 from hfpretrain.recipe import Masking, Recipe
 from hfpretrain.recipe_stages import training_sources
 
@@ -33,8 +33,8 @@ class Collator:
     clm: the label of a position is the token after it, also across the end of a block, so that every token is
     predicted once; where the recipe says so, documents of training rows are turned round before (fim). mlm: masks are
     drawn for each row by itself from the row's own seed, so that they do not depend on how a batch is cut. `steps` is
-    the length of the run, over which the masking rate may move. With `static`, shapes are the same in every batch, as
-    compiled models want.
+    the length of the run, over which the masking rate may move; held-out rows have one of their own. With `static`,
+    shapes are the same in every batch, as compiled models want.
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class Collator:
         self.isolated = isolated
         self.steps = steps
         self.masking = masking or recipe.masking
+        self.held_out_rate = recipe.evaluation.masking_rate
         self.paired = any(source.prompt_column for _, source in training_sources(recipe.data))
         self.fill_in = FillIn(recipe.fim, tokenizer) if recipe.objective == "clm" and recipe.fim.rate else None
         self.masked: DataCollatorForLanguageModeling | None = None
@@ -69,7 +70,8 @@ class Collator:
         examples = [self._masked(row) if self.masked else self._next_word(row) for row in rows]
         batch: MicroBatch = default_data_collator(examples)
         if self.few_targets:
-            batch["targets"] = target_places(batch["labels"], self._capacity(batch["labels"].numel()))
+            capacity = self._capacity(batch["labels"].numel(), held_out=rows[0].step is None)
+            batch["targets"] = target_places(batch["labels"], capacity)
         return batch
 
     @property
@@ -77,11 +79,12 @@ class Collator:
         """Whether many positions are no targets, so that it pays to know which are."""
         return self.masked is not None or self.paired
 
-    def _capacity(self, positions: int) -> int | None:
+    def _capacity(self, positions: int, *, held_out: bool) -> int | None:
         """How many places of targets a batch has room for where shapes are to stay the same: very rarely exceeded."""
         if not self.static or self.masked is None:
             return None
-        return min(positions, -(-most_targets(self.masking, positions) // 64) * 64)
+        rate = self.held_out_rate if held_out else highest_rate(self.masking)
+        return min(positions, -(-most_targets(self.masking, rate, positions) // 64) * 64)
 
     def _next_word(self, row: Row) -> dict[str, Any]:
         block = row.block
@@ -98,17 +101,23 @@ class Collator:
 
     def _masked(self, row: Row) -> dict[str, Any]:
         assert self.masked is not None
-        token_ids, targets = row.block.token_ids[:-1], row.block.targets[:-1]
+        token_ids = row.block.token_ids[:-1]
         collator = copy.copy(self.masked)  # two threads may collate at once
         collator.generator = torch.Generator().manual_seed(row.seed)
-        collator.mlm_probability = rate_of(self.masking, row.step, self.steps)
-        maskable = targets & ~self.special[token_ids]
+        rate = self.held_out_rate if row.step is None else rate_of(self.masking, row.step, self.steps)
+        collator.mlm_probability = rate
+        maskable = self.maskable(row)
         if self.masking.unit != "token":
             maskable = self._chosen(row, maskable, collator.mlm_probability)
             collator.mlm_probability = 1.0  # they are chosen already, and it only replaces them
         kept = torch.from_numpy(~maskable)[None]
         inputs, labels = collator.torch_mask_tokens(torch.tensor(token_ids)[None], special_tokens_mask=kept)
         return {"input_ids": inputs[0], "labels": labels[0], "document_ids": torch.from_numpy(row.block.documents[:-1])}
+
+    def maskable(self, row: Row) -> BoolArray:
+        """Which of a block's tokens may be masked, [block_size]: those that may be learnt and are not special."""
+        kept: BoolArray = row.block.targets[:-1] & ~self.special[row.block.token_ids[:-1]]
+        return kept
 
     def _chosen(self, row: Row, maskable: BoolArray, rate: float) -> BoolArray:
         """The tokens of words or spans that are to be guessed; neither reaches over the border of a document."""

@@ -230,7 +230,7 @@ def require_time_left(session: Session, progress: Progress, *, before: Recipe) -
 def evaluate_as_last(session: Session, progress: Progress) -> None:
     """Has a run that is at its end evaluated, unless that was done: train.duration may be another than before."""
     evaluated = progress.evaluated_after == progress.step
-    if session.batches.validation is None or (evaluated and progress.evaluated_all):
+    if not session.evaluator.looks or (evaluated and progress.evaluated_all):
         return
     if evaluated:
         progress.metrics.take_back()

@@ -1,12 +1,11 @@
 """What a run will take, from a few steps of it tried out: memory by its parts, and time with evaluations."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from hfpretrain import hardware
-from hfpretrain.evaluation import evaluate
 from hfpretrain.training.loop import agreed, train_step, upcoming
 from hfpretrain.training.session import Session
 
@@ -81,7 +80,7 @@ def _seconds_per_step(session: Session) -> float:
 
 
 def _evaluation_seconds(session: Session, steps: int) -> float:
-    """Of all evaluations of the run, from one micro-batch."""
+    """Of all evaluations of the run but for minimal pairs, from one micro-batch."""
     validation = session.batches.validation
     every, plan = session.recipe.evaluation.every, session.plan
     made, before = plan.passed(every, steps), plan.passed(every, steps - 1)
@@ -89,19 +88,18 @@ def _evaluation_seconds(session: Session, steps: int) -> float:
         return 0.0
     size = session.micro_batch_size
     blocks = min(size, len(validation))
+    of_blocks = replace(session.evaluator, mask_id=None, pairs=None)
     seconds = float("inf")
     for _ in range(2):
         began = time.perf_counter()
-        evaluate(
+        of_blocks(
             session.accelerator.unwrap_model(session.model, keep_torch_compile=True),
-            session.loss,
-            session.batches,
-            session.collator,
-            session.accelerator,
             micro_batch_size=size,
             max_tokens=blocks * validation.block_size,
         )
         seconds = min(seconds, time.perf_counter() - began)
+    if session.evaluator.mask_id is not None:
+        seconds *= 1 + validation.block_size
     most = session.recipe.evaluation.max_tokens
     usual = len(validation) if most is None else min(len(validation), max(1, most // validation.block_size))
     times = max(0, made - int(made > before))

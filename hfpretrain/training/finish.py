@@ -16,7 +16,7 @@ from hfpretrain.card import LOCAL, NEUTRAL, write_card
 from hfpretrain.data.blocks import PADDING, Block, BoolArray, IntArray
 from hfpretrain.data.floor import grammar_loss
 from hfpretrain.errors import CheckpointError
-from hfpretrain.evaluation import Evaluated, evaluate
+from hfpretrain.evaluation import Evaluated
 from hfpretrain.files import damage, move_files, remove, write_manifest, write_whole
 from hfpretrain.inference import CausalLM, load
 from hfpretrain.recipe_stages import validation_sources
@@ -88,19 +88,12 @@ def evaluate_average(session: Session) -> dict[str, Any]:
     if average is None:
         return {}
     found: dict[str, Any] = {"steps": average.steps}
-    if session.batches.validation is not None:
+    if session.evaluator.looks:
         with average.in_place(model):
-            evaluated = evaluate(
-                model,
-                session.loss,
-                session.batches,
-                session.collator,
-                session.accelerator,
-                micro_batch_size=session.micro_batch_size,
-            )
+            evaluated = session.evaluator(model, micro_batch_size=session.micro_batch_size)
         assert evaluated is not None
         found |= evaluated.as_dict()
-        log.info("averaged: validation loss %.4f, perplexity %.2f", evaluated.loss, evaluated.perplexity)
+        log.info("averaged: %s", evaluated)
     return {"averaged": found}
 
 

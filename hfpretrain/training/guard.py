@@ -18,6 +18,7 @@ from hfpretrain.errors import RecipeError, TrainingError
 from hfpretrain.recipe import Train
 
 if TYPE_CHECKING:
+    from hfpretrain.training.metrics import Metrics, Window
     from hfpretrain.training.session import Session
 
 log = logging.getLogger(__name__)
@@ -110,6 +111,14 @@ def leave_out(optimizers: Iterable[Any], left_out: Tensor) -> None:
         getattr(optimizer, "optimizer", optimizer).found_inf = left_out
 
 
+def gathered(session: "Session", metrics: "Metrics") -> "Window":
+    """What the steps since the last logged one came to; TrainingError if one was no number and that is not allowed."""
+    window = metrics.gather()
+    steps, metrics.unheard = metrics.unheard, []
+    heed(session, steps)
+    return window
+
+
 def heed(session: "Session", steps: Sequence[Step]) -> None:
     """Says what the guard has seen in these steps; raises TrainingError where training is not to go on."""
     judged = session.judged
@@ -180,7 +189,7 @@ def _finite(session: "Session", step: int, place: int) -> bool:
     batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
     torch.manual_seed(derived(session.recipe.seed, "dropout", step, place, 0))
     with accelerator.autocast():
-        loss, _ = session.loss(accelerator.unwrap_model(session.model, keep_torch_compile=False), batch)
+        loss = session.loss(accelerator.unwrap_model(session.model, keep_torch_compile=False), batch)
     return math.isfinite(loss.item())
 
 

@@ -16,16 +16,16 @@ from hfpretrain.data.mixing import exact
 from hfpretrain.data.order import derived
 from hfpretrain.data.row_stream import Interrupted
 from hfpretrain.errors import RunError, Stopped
-from hfpretrain.evaluation import evaluate
 from hfpretrain.modeling.objective import IGNORED, MicroBatch
 from hfpretrain.recipe import Recipe
 from hfpretrain.run import Run
 from hfpretrain.training.begin import Progress, begin, begin_pushing, find_start, open_metrics, told_to_all
 from hfpretrain.training.checkpoint import save_checkpoint, saved_bytes
 from hfpretrain.training.console import Display
+from hfpretrain.training.evaluating import evaluate_now
 from hfpretrain.training.finish import complete, finish
-from hfpretrain.training.guard import heed, leave_out
-from hfpretrain.training.metrics import Metrics, Window
+from hfpretrain.training.guard import gathered, leave_out
+from hfpretrain.training.metrics import Metrics
 from hfpretrain.training.optimizer import set_learning_rate
 from hfpretrain.training.publisher import Publisher
 from hfpretrain.training.schedule import Plan, learning_rate_factor
@@ -131,7 +131,7 @@ def run_loop(session: Session, at: Progress, checkpoint: Path | None, request: S
                 done = plan.done(at.step, at.seconds)
                 if at.step % recipe.train.log_every == 0 or done >= 1:
                     log_window(session, metrics, display, step=at.step, done=done, rate=rate)
-                if session.batches.validation and (
+                if session.evaluator.looks and (
                     done >= 1 or plan.due(recipe.evaluation.every, at.step, at.seconds, before)
                 ):
                     evaluate_now(session, metrics, display, at, request, everything=done >= 1)
@@ -216,7 +216,7 @@ def train_step(session: Session, step: int, micro_batches: list[MicroBatch], tar
             last = number == len(micro_batches) - 1
             with nullcontext() if last else accelerator.no_sync(model):
                 with accelerator.autocast():
-                    loss, _ = session.loss(model, batch)
+                    loss = session.loss(model, batch)
                 accelerator.backward(loss * (accelerator.num_processes / max(targets, 1)))
             total += loss.detach()
     with session.phases("optimizer"):
@@ -291,14 +291,6 @@ def agreed(accelerator: Accelerator, value: float) -> float:
     return float(accelerator.gather(torch.tensor([value], device=accelerator.device)).max())
 
 
-def gathered(session: Session, metrics: Metrics) -> Window:
-    """What the steps since the last logged one came to; TrainingError if one was no number and that is not allowed."""
-    window = metrics.gather()
-    steps, metrics.unheard = metrics.unheard, []
-    heed(session, steps)
-    return window
-
-
 def log_window(session: Session, metrics: Metrics, display: Display, *, step: int, done: float, rate: float) -> None:
     """Writes and shows what the steps since the last time came to."""
     window = gathered(session, metrics)
@@ -329,32 +321,3 @@ def log_window(session: Session, metrics: Metrics, display: Display, *, step: in
         log.warning("%.0f%% of the time is spent waiting for data", 100 * window.shares["data"])
     metrics.start_window()
     display.update(step, done, loss, tokens_per_second)
-
-
-def evaluate_now(
-    session: Session, metrics: Metrics, display: Display, at: Progress, request: StopRequest, *, everything: bool
-) -> None:
-    """Evaluates on the held-out blocks, writes and shows the result. Asked to stop, it leaves that for the resume."""
-    gathered(session, metrics)
-    most = None if everything else session.recipe.evaluation.max_tokens
-    evaluated = evaluate(
-        # Not the wrapped one, whose processes would wait for each other at every forward.
-        session.accelerator.unwrap_model(session.model, keep_torch_compile=True),
-        session.loss,
-        session.batches,
-        session.collator,
-        session.accelerator,
-        micro_batch_size=session.micro_batch_size,
-        max_tokens=most,
-        stopped=lambda: bool(request.signal),
-    )
-    metrics.restart_clock()
-    at.evaluation_due = evaluated is None
-    if evaluated is None:
-        return
-    at.evaluated, at.evaluated_after, at.evaluated_all = evaluated, at.step, most is None
-    metrics.write({"step": at.step, **evaluated.as_dict()})
-    display.say(
-        f"step {at.step}: validation loss {evaluated.loss:.4f}, perplexity {evaluated.perplexity:.2f}, "
-        f"accuracy {evaluated.accuracy:.1%}"
-    )

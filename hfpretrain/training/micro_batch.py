@@ -123,7 +123,7 @@ def seconds_of(session: "Session", size: int) -> float:
         began = time.perf_counter()
         with session.accelerator.no_sync(session.model):
             with session.accelerator.autocast():
-                loss, _ = session.loss(session.model, batch)
+                loss = session.loss(session.model, batch)
             session.accelerator.backward(loss)
         loss.item()
         seconds = min(seconds, time.perf_counter() - began)

@@ -18,6 +18,7 @@ from hfpretrain import amounts, hardware
 from hfpretrain.card import LOCAL
 from hfpretrain.data.batches import Batches, open_batches
 from hfpretrain.errors import RecipeError
+from hfpretrain.evaluation import Evaluator, prepare_evaluator
 from hfpretrain.modeling.attention import DocumentMasking, prove_document_masking
 from hfpretrain.modeling.flops import flops_per_token
 from hfpretrain.modeling.loss import Loss, Shortcuts, prove_shortcuts
@@ -64,6 +65,7 @@ class Session:
     facts: dict[str, Any]
     """What the summary and report.json say about the run."""
     guard: Guard
+    evaluator: Evaluator
     average: Average | None = None
     judged: Judged = field(default_factory=Judged)
     said_waiting: bool = False
@@ -95,6 +97,7 @@ def prepare_session(recipe: Recipe, run: Run, accelerator: Accelerator, checkpoi
     collator = Collator(recipe, tokenizer, isolated=how is not None, steps=plan.steps, static=compiled)
     shortcuts = choose_shortcuts(recipe, model, how, collator)
     loss = Loss(model, how, shortcuts, recipe.train.z_loss)
+    evaluator = prepare_evaluator(recipe, tokenizer, model, loss, accelerator, batches=batches, collator=collator)
     precision = hardware.choose_precision(recipe.train.precision, accelerator.device)
     if accelerator.device.type == "cuda":  # TF32 for what autocast leaves in float32
         torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
@@ -164,6 +167,7 @@ def prepare_session(recipe: Recipe, run: Run, accelerator: Accelerator, checkpoi
         facts=facts,
         average=average,
         guard=Guard(recipe.train, accelerator.device, scaled=accelerator.scaler is not None),
+        evaluator=evaluator,
     )
     session.micro_batch_size = choose_micro_batch_size(session)
     return session

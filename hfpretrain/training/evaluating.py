@@ -1,0 +1,30 @@
+"""Evaluations during a run: what they are written down as, and that a signal puts them off."""
+
+from hfpretrain.training.begin import Progress
+from hfpretrain.training.console import Display
+from hfpretrain.training.guard import gathered
+from hfpretrain.training.metrics import Metrics
+from hfpretrain.training.session import Session
+from hfpretrain.training.signals import StopRequest
+
+
+def evaluate_now(
+    session: Session, metrics: Metrics, display: Display, at: Progress, request: StopRequest, *, everything: bool
+) -> None:
+    """Evaluates, writes and shows the result. Asked to stop, it leaves that for the resume."""
+    gathered(session, metrics)
+    most = None if everything else session.recipe.evaluation.max_tokens
+    evaluated = session.evaluator(
+        # Not the wrapped one, whose processes would wait for each other at every forward.
+        session.accelerator.unwrap_model(session.model, keep_torch_compile=True),
+        micro_batch_size=session.micro_batch_size,
+        max_tokens=most,
+        stopped=lambda: bool(request.signal),
+    )
+    metrics.restart_clock()
+    at.evaluation_due = evaluated is None
+    if evaluated is None:
+        return
+    at.evaluated, at.evaluated_after, at.evaluated_all = evaluated, at.step, most is None
+    metrics.write({"step": at.step, **evaluated.as_dict()})
+    display.say(f"step {at.step}: {evaluated}")
