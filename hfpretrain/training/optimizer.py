@@ -15,16 +15,17 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
 def build_optimizers(
-    model: PreTrainedModel, settings: Optimizer, *, fast_dtype: torch.dtype = torch.float32
+    model: PreTrainedModel, settings: Optimizer, *, lr: float, fast_dtype: torch.dtype = torch.float32
 ) -> list[torch.optim.Optimizer]:
     """AdamW (Loshchilov & Hutter 2019), fused into one kernel; for muon one beside it for the hidden matrices.
 
-    `fast_dtype` is what the hardware multiplies fast, for Muon's iteration.
+    `lr` is the peak learning rate, which the settings may leave to be chosen. `fast_dtype` is what the hardware
+    multiplies fast, for Muon's iteration.
     """
     matrices, decayed, plain = _sorted_parameters(model)
     optimizers: list[torch.optim.Optimizer] = []
     if settings.name == "muon" and matrices:
-        optimizers.append(Muon(matrices, lr=settings.lr, weight_decay=settings.weight_decay, dtype=fast_dtype))
+        optimizers.append(Muon(matrices, lr=lr, weight_decay=settings.weight_decay, dtype=fast_dtype))
         matrices = []
     groups = [
         {"params": matrices + decayed, "weight_decay": settings.weight_decay},
@@ -32,7 +33,7 @@ def build_optimizers(
     ]
     adamw = torch.optim.AdamW(
         [group for group in groups if group["params"]],
-        lr=settings.lr,
+        lr=lr,
         betas=settings.betas,
         eps=settings.eps,
         fused=True,
