@@ -28,7 +28,8 @@ _BEGINNING = Published(4, 64, 4, 0, 0, 16)
 _BEYOND = 0.2
 """Beyond the largest published size depth grows with the square root of the width, which is this power of depth times
 width squared."""
-_SAMPLES = 12
+_SAMPLES, _FEW_SAMPLES = 12, 8
+"""Of models to count: enough for the terms where key-value heads or heads have widths of their own, and where not."""
 _SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")
 
 Count = Callable[[Mapping[str, Any]], int]
@@ -249,7 +250,7 @@ def _measure(family: _Choice, counted: Callable[[Sizes], int]) -> _Measured:
     """From models of one and two layers with sizes by chance, small ones, and so exactly."""
     chance = random.Random(0)
     samples = []
-    for _ in range(_SAMPLES):
+    for _ in range(_SAMPLES if family.own_head_dim or family.grouped else _FEW_SAMPLES):
         heads, head_dim = chance.choice((2, 4, 6, 8)), 8 * chance.randint(1, 5)
         kv_heads = chance.choice([number for number in range(1, heads + 1) if heads % number == 0])
         width = heads * (8 * chance.randint(1, 5) if family.own_head_dim else head_dim)
@@ -309,7 +310,10 @@ def _candidates(
     own_heads = bool(family.fixed.keys() & {"heads", "kv_heads", "head_dim"})
     far, rows, heads_off = (math.log(2), 2.0, math.log(4)) if finely else (math.log(1.5), 1.0, math.log(1.7))
     for depth in depths:
-        for width in _around(grid, functools.partial(_count, family, measured, depth), parameters):
+        widths = _around(grid, functools.partial(_count, family, measured, depth), parameters)
+        if free and depth > 2 * max(family.at(depth, width).depth for width in widths) + 2:
+            return  # too deep, and what is deeper still is further still
+        for width in widths:
             wanted = family.at(depth, width)
             off = abs(math.log(depth / wanted.depth))
             if free and off > far and abs(depth - wanted.depth) > rows:
