@@ -228,7 +228,7 @@ def test_a_run_by_size_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     assert metrics(whole) == metrics(parts)
     assert all(finding.good for finding in replay(whole.path, steps // 4))
     text = yaml.safe_load(parts.recipe_file.read_text())
-    assert (text["model"]["size"], text["train"]["duration"]) == ("60k", "0.05 tokens per parameter")
+    assert (text["model"]["size"], text["train"]["duration"]) == ("60k", "0.02 tokens per parameter")
     assert text["optimizer"]["lr"] == "auto"
 
 
