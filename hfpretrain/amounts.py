@@ -1,4 +1,5 @@
-"""Amounts as people write them: `600 steps`, `20M tokens`, `10M words`, `3 epochs`, `1.5 hours`, `5%`; sizes: `3MB`."""
+"""Amounts as people write them: `600 steps`, `20M tokens`, `10M words`, `3 epochs`, `1.5 hours`, `5%`; for a whole run
+also `20 tokens per parameter` and `1e18 FLOPs`; sizes: `3MB`, and of models `15M`."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from typing import Literal
 from hfpretrain.errors import RecipeError, nearest
 
 _NUMBER = r"[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,2})?"
-_WORDS: dict[str, tuple[Literal["steps", "tokens", "words", "epochs", "seconds"], int]] = {
+_Unit = Literal["steps", "tokens", "words", "epochs", "seconds", "percent", "tokens per parameter", "FLOPs"]
+_WORDS: dict[str, tuple[_Unit, int]] = {
     "step": ("steps", 1),
     "token": ("tokens", 1),
     "word": ("words", 1),
@@ -20,12 +22,18 @@ _WORDS: dict[str, tuple[Literal["steps", "tokens", "words", "epochs", "seconds"]
     "minute": ("seconds", 60),
     "hour": ("seconds", 3600),
     "day": ("seconds", 86400),
+    "tokens per parameter": ("tokens per parameter", 1),
+    "flop": ("FLOPs", 1),
 }
+OF_THE_MODEL = ("tokens per parameter", "FLOPs")
+"""Units that are so many tokens only when the model is known."""
+_UNIT = r"[A-Za-z]+(?:\s+per\s+parameters?)?"
 _SCALES = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
-_LARGEST = 10**18
+_LARGEST, _MOST_FLOPS = 10**18, 10**30
 _EXAMPLES = "600 steps, 20M tokens, 3 epochs, 10 minutes or 5%"
 
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]{1,9})?)\s*(kB|KB|MB|GB)")
+_PARAMETERS = re.compile(r"([0-9]+(?:\.[0-9]{1,9})?)\s*([kKMBT]?)")
 _BYTES = {"kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -34,7 +42,7 @@ class Amount:
     """So much of something, as people say it: `600 steps`, `20M tokens`, `3 epochs`, `10 minutes`, `5%`."""
 
     value: float
-    unit: Literal["steps", "tokens", "words", "epochs", "seconds", "percent"]
+    unit: _Unit
 
     @staticmethod
     def steps(value: float) -> Amount:
@@ -48,22 +56,23 @@ class Amount:
     def parse(value: str | float) -> Amount:
         """The amount that `value` says; a plain integer is steps. Raises RecipeError with one sentence."""
         text = str(value).strip()
-        match = re.fullmatch(rf"({_NUMBER})(?:([kKMBT]?)\s+([A-Za-z]+)|\s*(%)|)", text.removesuffix(".0"))
+        match = re.fullmatch(rf"({_NUMBER})(?:([kKMBT]?)\s+({_UNIT})|\s*(%)|)", text.removesuffix(".0"))
         if not match:
             if re.match(rf"-{_NUMBER}", text):
                 raise RecipeError(f"an amount cannot be negative: {_shown(text)}")
             raise RecipeError(f"{_shown(text)} is not an amount; write for example {_EXAMPLES}")
         number, scale, word, percent = match.groups()
         exact = Decimal(number) * _SCALES[scale or ""]
-        if exact > _LARGEST:
+        singular = " ".join((word or "steps").lower().split()).removesuffix("s")
+        singular = singular.replace("token per", "tokens per")
+        if exact > (_MOST_FLOPS if singular == "flop" else _LARGEST):
             raise RecipeError(f"{_shown(text)} is too much")
         if percent:
             if exact > 100:
                 raise RecipeError(f"{_shown(text)} is more than 100%")
             return Amount.percent(_whole_or_float(exact))
-        singular = (word or "steps").lower().removesuffix("s")
         if singular not in _WORDS:
-            near = nearest(word.lower(), [f"{known}s" for known in _WORDS])
+            near = nearest(word.lower(), [f"{known}s" for known in _WORDS if " " not in known])
             raise RecipeError(
                 f"{_shown(text)}: unknown unit {_shown(word)}; "
                 + (f"did you mean {near}?" if near else f"write for example {_EXAMPLES}")
@@ -88,6 +97,8 @@ class Amount:
                 count = self.value / _WORDS[word][1]
                 if count >= 1:
                     yield f"{_number(count)} {word}{'' if count == 1 else 's'}"
+        if self.unit == "FLOPs":
+            yield f"{self.value:g} FLOPs".replace("e+", "e")
         if self.unit == "percent":
             yield f"{_number(self.value)}%"
         else:
@@ -96,7 +107,7 @@ class Amount:
 
 def amount_schema() -> dict[str, object]:
     """The JSON Schema of an amount."""
-    words = "|".join(_WORDS)
+    words = "|".join(word for word in _WORDS if word != "flop") + "|FLOP"
     return {
         "description": f"An amount: {_EXAMPLES}. A plain integer is steps.",
         "type": ["string", "integer"],
@@ -123,6 +134,15 @@ def span(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def parameters_of(text: str | int) -> int:
+    """Parameters that `15M`, `0.2M`, `1.1B` or a whole number say. Raises RecipeError with one sentence."""
+    match = _PARAMETERS.fullmatch(str(text).strip())
+    number = Decimal(match[1]) * _SCALES[match[2]] if match else Decimal(0)
+    if not 1000 <= number <= 10**13 or number != int(number):
+        raise RecipeError(f"{_shown(str(text))} is not a number of parameters; write for example 350k, 15M or 1.1B")
+    return int(number)
 
 
 def count(number: float) -> str:

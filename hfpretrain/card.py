@@ -195,7 +195,7 @@ def _samples(report: dict[str, Any]) -> list[str]:
 
 
 def _facts(report: dict[str, Any], recipe: recipes.Recipe) -> list[list[str]]:
-    train = recipe.train
+    train, rate = recipe.train, report.get("learning_rate", recipe.optimizer.lr)
     first, last = batch_sizes(train)
     blocks = f"{first}" if first == last else f"{first} to {last}"
     return [
@@ -211,7 +211,7 @@ def _facts(report: dict[str, Any], recipe: recipes.Recipe) -> list[list[str]]:
         ["tokens seen", f"{report['tokens']:,}"],
         ["words seen", f"{report['words']:,}"],
         ["attention", "within documents" if report["packing"] == "documents" else "across documents"],
-        ["optimizer", f"{recipe.optimizer.name}, learning rate {recipe.optimizer.lr:g}, {recipe.schedule.name}"],
+        ["optimizer", f"{recipe.optimizer.name}, learning rate {rate:g}, {recipe.schedule.name}"],
         ["precision", report["precision"]],
         ["hardware", report["device"] + (f", {report['processes']} processes" if report["processes"] > 1 else "")],
         ["time", span(report["seconds"])],

@@ -10,6 +10,7 @@ from hfpretrain.check_data import data_facts, legend, sample_row
 from hfpretrain.recipe import Recipe
 from hfpretrain.recipe_stages import batch_sizes
 from hfpretrain.run import Run
+from hfpretrain.training.begin import rate_in_words, sizes_in_words
 from hfpretrain.training.estimate import Estimate, estimate
 from hfpretrain.training.session import open_accelerator, prepare_session, utilisation
 
@@ -36,6 +37,7 @@ def check(recipe: Recipe) -> Text:
     lines = [
         ("recipe", f"{recipe.name}: valid"),
         ("model", f"{facts['architecture']}, {count(parameters)} parameters ({parameters})"),
+        ("sizes", sizes_in_words(facts)),
         ("tokenizer", f"{len(session.tokenizer)} tokens"),
         ("data", f"{told}, {facts['validation_tokens']} held out"),
         *data.lines(),
@@ -44,6 +46,7 @@ def check(recipe: Recipe) -> Text:
         ("packing", f"{facts['packing']}, proven" if facts["packing"] == "documents" else facts["packing"]),
         ("device", f"{facts['device']}, {facts['precision']}"),
         ("shortcuts", facts["shortcuts"]),
+        ("optimizer", f"{recipe.optimizer.name}, {rate_in_words(session)}"),
         ("memory", memory(found)),
     ]
     if plan.steps is None:
@@ -51,9 +54,10 @@ def check(recipe: Recipe) -> Text:
         lines.append(("plan", span(plan.seconds)))
     else:
         tokens = plan.tokens(plan.steps)
+        each = tokens / parameters
         epochs = "" if streamed else f", {plan.epochs(plan.steps):.2f} epochs"
         lines += [
-            ("plan", f"{plan.steps} steps, {count(tokens)} tokens{epochs}"),
+            ("plan", f"{plan.steps} steps, {count(tokens)} tokens{epochs}, {each:.3g} tokens per parameter"),
             ("compute", f"{facts['flops_per_token'] * tokens:.3g} FLOPs, {count(facts['flops_per_token'])} per token"),
             (
                 "speed",

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hfpretrain import strict_yaml
-from hfpretrain.amounts import Amount, size_in_bytes
+from hfpretrain.amounts import OF_THE_MODEL, Amount, parameters_of, size_in_bytes
 from hfpretrain.errors import RecipeError
 from hfpretrain.recipe_blocks import (
     Averaging,
@@ -38,6 +38,7 @@ from hfpretrain.recipe_blocks import (
 from hfpretrain.recipe_contents import Keys
 from hfpretrain.recipe_loading import Draft, to_plain
 from hfpretrain.recipe_stages import (
+    amounts_of,
     batch_contradictions,
     block_sizes,
     places_of_sources,
@@ -79,6 +80,7 @@ LONGEST_NAME = 200
 
 
 SMALLEST_FIM_BLOCK = 16
+_NOT_NOTHING = (("train", "duration"), ("evaluation", "every"), ("checkpoints", "every"))
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -140,7 +142,8 @@ def _resolved(recipe: Recipe, default_name: str) -> Recipe:
     if not model.architecture and not model.from_:
         architecture, width = ("modernbert", 384) if masked else ("llama", 688)
         shape = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": width}
-        model = dataclasses.replace(model, architecture=architecture, config=model.config or shape)
+        config = model.config or ({} if model.size else shape)
+        model = dataclasses.replace(model, architecture=architecture, config=config)
     if not tokenizer.algorithm and not tokenizer.from_ and not model.from_:
         tokenizer = dataclasses.replace(tokenizer, algorithm="wordpiece" if masked else "bpe")
     if isinstance(data.validation, Amount) and data.validation.value == 0:
@@ -175,13 +178,16 @@ def _contradictions(recipe: Recipe, draft: Draft) -> Iterator[tuple[Keys, str]]:
                 yield (*keys, "tokens"), "needs the tokenizer that made them; set tokenizer.from"
     if train.duration.unit == "percent":
         yield ("train", "duration"), f"expects steps, tokens, epochs or minutes, not {train.duration}"
-    for keys, amount in {
-        ("train", "duration"): train.duration,
-        ("evaluation", "every"): recipe.evaluation.every,
-        ("checkpoints", "every"): recipe.checkpoints.every,
-    }.items():
-        if amount.value == 0:
+    for keys, amount in amounts_of(recipe):
+        if amount.value == 0 and keys in _NOT_NOTHING:
             yield keys, "must be more than nothing"
+        if amount.unit in OF_THE_MODEL and keys != ("train", "duration"):
+            yield keys, f"{amount.unit} are for train.duration; give a share of the run such as 10%, or steps or tokens"
+    if recipe.model.size is not None:
+        try:
+            parameters_of(recipe.model.size)
+        except RecipeError as error:
+            yield ("model", "size"), error.message
     if train.max_time is not None and (train.max_time.unit != "seconds" or train.max_time.value == 0):
         yield ("train", "max_time"), f"expects minutes, hours or days, not {train.max_time}"
     if not draft.doubtful(("train", "batch_size")):
@@ -305,7 +311,8 @@ def _idle_keys(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
             yield ("averaging", key), said
     if recipe.model.from_:
         yield ("model", "architecture"), "architecture and from exclude each other: model.from brings its own"
-        yield ("model", "config"), "config is for a new model: model.from brings its own"
+        for key in ("config", "size"):
+            yield ("model", key), f"{key} is for a new model: model.from brings its own"
     tokenizer = recipe.tokenizer
     if tokenizer.from_ or recipe.model.from_:
         owner = "tokenizer.from" if tokenizer.from_ else "model.from"

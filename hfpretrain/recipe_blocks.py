@@ -25,6 +25,9 @@ class Model:
 
     architecture: str | None = None
     """Any model type of AutoModelForMaskedLM or AutoModelForCausalLM: bert, modernbert, gpt2, llama, ..."""
+    size: str | WholeNumber | None = None
+    """Choose depth, width, heads and feed-forward for so many parameters, all of them, embeddings included: 15M, 350k,
+    1.1B. They are in the proportions of the architecture's published models; keys under config stay as they are."""
     config: dict[str, Any] = field(default_factory=dict)
     """Given to that architecture's configuration as it is, e.g. {hidden_size: 256, num_hidden_layers: 4}."""
     from_: str | None = field(default=None, metadata={"alias": "from"})
@@ -180,7 +183,8 @@ class Train:
     """How long, how large a step, and in which arithmetic."""
 
     duration: Amount = Amount.steps(1000)
-    """How long to train: steps, tokens, epochs or minutes."""
+    """How long to train: steps, tokens, epochs or minutes; 20 tokens per parameter, of which all count; or a budget,
+    such as 1e18 FLOPs, per token 6 for each weight that multiplies, the head among them, and what attention takes."""
     batch_size: WholeNumber | BatchRamp = 64
     """Blocks per step, over all processes and micro-batches, or {from: 16, to: 128, over: 20%} for one that grows. The
     learning rate does not follow it."""
@@ -217,8 +221,9 @@ class Optimizer:
 
     name: Literal["adamw", "muon"] = "adamw"
     """adamw, or muon: orthogonal updates for the hidden matrices, AdamW for the rest."""
-    lr: Positive = 1e-3
-    """Peak learning rate."""
+    lr: Positive | Literal["auto"] = "auto"
+    """Peak learning rate. auto: chosen by the compute of the run and the targets of a step (DeepSeek-AI 2024), between
+    1e-5 and 5e-3, and a tenth of that with model.from."""
     weight_decay: NotNegative = 0.1
     """Decay of the weight matrices; norms, biases and embeddings have none."""
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.95)

@@ -176,19 +176,23 @@ def streaming_contradictions(recipe: Recipe, sources: Iterable[tuple[Keys, Sourc
     if isinstance(data.validation, Amount) and data.validation.value:
         said = f"{data.validation} of a stream cannot be held out before it is read"
         yield ("data", "validation"), f"{said}; give a list of sources, or 0%"
-    amounts: dict[Keys, Amount | None] = {
-        ("train", "duration"): recipe.train.duration,
-        ("evaluation", "every"): recipe.evaluation.every,
-        ("checkpoints", "every"): recipe.checkpoints.every,
-        ("schedule", "warmup"): recipe.schedule.warmup,
-        ("schedule", "decay"): recipe.schedule.decay,
-    }
-    if isinstance(recipe.train.batch_size, BatchRamp):
-        amounts["train", "batch_size", "over"] = recipe.train.batch_size.over
-    amounts |= {("data", "stages", number, "until"): stage.until for number, stage in enumerate(data.stages)}
-    for key, amount in amounts.items():
-        if amount is not None and amount.unit == "epochs":
+    for key, amount in amounts_of(recipe):
+        if amount.unit == "epochs":
             yield key, f"the length of an epoch of a stream is not known, so that {amount} says nothing; give tokens"
+
+
+def amounts_of(recipe: Recipe) -> Iterator[tuple[Keys, Amount]]:
+    """Every amount that is measured on the run, with the way to it."""
+    yield ("train", "duration"), recipe.train.duration
+    yield ("evaluation", "every"), recipe.evaluation.every
+    yield ("checkpoints", "every"), recipe.checkpoints.every
+    yield ("schedule", "warmup"), recipe.schedule.warmup
+    yield ("schedule", "decay"), recipe.schedule.decay
+    if isinstance(recipe.train.batch_size, BatchRamp):
+        yield ("train", "batch_size", "over"), recipe.train.batch_size.over
+    for number, stage in enumerate(recipe.data.stages):
+        if stage.until is not None:
+            yield ("data", "stages", number, "until"), stage.until
 
 
 def _lists(data: Data) -> Iterator[tuple[Keys, tuple[Source, ...]]]:

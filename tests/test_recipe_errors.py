@@ -57,7 +57,7 @@ IN_PLACE = [
     ("optimizer: {lr: 0}", "optimizer.lr: must be above 0, not 0"),
     ("optimizer: {lr: .nan}", "optimizer.lr: must be above 0, not nan"),
     ("optimizer: {lr: .inf}", "optimizer.lr: is too large: inf"),
-    ("optimizer: {lr: fast}", "optimizer.lr: expects a number, not the text 'fast'"),
+    ("optimizer: {lr: fast}", "optimizer.lr: expects a number or auto, not the text 'fast'"),
     ("optimizer: {weight_decay: -0.1}", "optimizer.weight_decay: must be at least 0, not -0.1"),
     ("optimizer: {betas: [0.9, 1]}", "optimizer.betas.1: must be at least 0 and below 1, not 1"),
     ("optimizer: {betas: [0.9]}", "optimizer.betas: expects 2 values, not 1"),

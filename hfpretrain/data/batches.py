@@ -266,7 +266,8 @@ def open_batches(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", *, traini
     if training:
         _require_blocks(parts, names)
     sizes = [ENDLESS if isinstance(part, StreamedPart) else max(1, len(part.blocks)) for part in parts]
-    order = lay_out(mixes, sizes, batch_size=recipe.train.batch_size, duration=recipe.train.duration)
+    duration = recipe.train.duration if training else Amount.steps(1)  # of which only the held-out part is looked at
+    order = lay_out(mixes, sizes, batch_size=recipe.train.batch_size, duration=duration)
     if training:
         require_enough(order)
     # Of the documents' texts and lengths, not of the files, which may be moved and copied.

@@ -36,12 +36,19 @@ def flops_per_token(model: PreTrainedModel, loss: Loss, batch: MicroBatch) -> fl
 
 
 def estimated_flops_per_token(model: PreTrainedModel, *, block_size: int) -> float:
-    """6 for each weight of a matrix product, the head among them, and 12 per layer, unit and position for attention."""
-    config = model.config.get_text_config()
+    """6 for each weight of a matrix product, the head among them, and what attention takes."""
     tables = {id(each.weight): each.weight.numel() for each in model.modules() if isinstance(each, torch.nn.Embedding)}
     output = model.get_output_embeddings()
     if output is not None:
         tables.pop(id(output.weight), None)
     weights: int = sum(parameter.numel() for parameter in model.parameters()) - sum(tables.values())
+    return 6 * weights + attention_flops_per_token(model, block_size=block_size)
+
+
+def attention_flops_per_token(model: PreTrainedModel, *, block_size: int) -> float:
+    """12 per layer, unit and position: the products of queries with keys and of these with values, in full squares."""
+    config = model.config.get_text_config()
     layers, width = getattr(config, "num_hidden_layers", 0), getattr(config, "hidden_size", 0)
-    return float(6 * weights + 12 * layers * width * block_size)
+    if head_dim := getattr(config, "head_dim", None):
+        width = head_dim * getattr(config, "num_attention_heads", 0)
+    return float(12 * layers * width * block_size)

@@ -11,39 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hfpretrain.errors import HFPretrainError, ModelError
 from hfpretrain.hub import explain, locate, quiet
-from hfpretrain.modeling.architecture import (
-    MODEL_NAMES,
-    TOKEN_IDS,
-    WORDS,
-    Objective,
-    build_error,
-    check_architecture,
-    complete_settings,
-    declared_keys,
-    sentence,
-    vocabulary_size,
-)
+from hfpretrain.modeling.architecture import MODEL_NAMES, TOKEN_IDS, WORDS, Objective, build_error, sentence
+from hfpretrain.modeling.configuration import AUTO_MODEL, new_config, outline_of, rows_before_positions, token_count
+from hfpretrain.modeling.parameters import count_parameters as count_parameters
 from hfpretrain.recipe import Recipe
 from hfpretrain.recipe_stages import longest_block
 
 log = logging.getLogger(__name__)
 
 _SMALLER = "make it smaller under model.config: keys that are left out have the architecture's own sizes"
-_AUTO_MODEL = {"clm": AutoModelForCausalLM, "mlm": AutoModelForMaskedLM}
 
 
 def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -60,6 +41,23 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTraine
     return model.train()
 
 
+def outline_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """What `build_model` builds, without numbers: its sizes can be counted before there is memory for it."""
+    name = recipe.model.from_
+    if name is None:
+        config = new_config(recipe, tokenizer, say=False)
+    else:
+        config = _load_config(locate(name, kind="model"), name)
+        _check_objective(config, name, recipe.objective)
+        text = config.get_text_config()
+        text.vocab_size = max(text.vocab_size, token_count(tokenizer))
+    try:
+        with quiet():
+            return outline_of(config, recipe.objective)
+    except Exception as error:
+        raise ModelError(f"{name or recipe.model.architecture} cannot be built: {sentence(error)}") from error
+
+
 def load_model(name: str, objective: Objective, **kwargs: Any) -> PreTrainedModel:
     """Existing weights as a model of the objective, in float32 on the CPU: a folder, a run, or org/name on the Hub.
 
@@ -72,8 +70,8 @@ def load_model(name: str, objective: Objective, **kwargs: Any) -> PreTrainedMode
     _check_objective(config, name, objective)
     try:
         with quiet():
-            _check_memory(_outline(config, objective), hint="take a smaller model, or check its config.json")
-            model, loading = _AUTO_MODEL[objective].from_pretrained(
+            _check_memory(outline_of(config, objective), hint="take a smaller model, or check its config.json")
+            model, loading = AUTO_MODEL[objective].from_pretrained(
                 place,
                 config=config,
                 output_loading_info=True,
@@ -104,99 +102,19 @@ def load_model(name: str, objective: Objective, **kwargs: Any) -> PreTrainedMode
     return loaded
 
 
-def count_parameters(model: nn.Module) -> int:
-    """Numbers that the model learns, each once: tied weights are not counted twice."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 # From scratch
 
 
 def _from_scratch(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    architecture, given = recipe.model.architecture, recipe.model.config
-    if architecture is None:
-        raise ModelError(
-            "model.architecture is not set", hint="for example bert (mlm) or gpt2 (clm); or set model.from"
-        )
-    check_architecture(architecture, recipe.objective)
-    config_class = CONFIG_MAPPING[architecture]
-    declared = declared_keys(config_class)
-    if "vocab_size" not in declared and config_class.sub_configs:
-        text = f"{architecture}_text"
-        raise ModelError(
-            f"model.architecture: {architecture} is not a model of text alone",
-            hint=f"take its text part, {text}" if text in MODEL_NAMES[recipe.objective] else None,
-        )
-    settings = complete_settings(config_class, given)
-    if "num_key_value_heads" in settings.keys() - given.keys():
-        log.info("num_key_value_heads is %d, as many as there are heads", settings["num_key_value_heads"])
-    settings["vocab_size"] = vocabulary_size(given.get("vocab_size"), _token_count(tokenizer))
-    for key in TOKEN_IDS:
-        token = getattr(tokenizer, key, None)
-        if token is not None and (key in declared or key in ("bos_token_id", "eos_token_id", "pad_token_id")):
-            settings[key] = token
-    if "is_decoder" in declared:
-        # Without it BERT's kind attends to later words even as a causal language model.
-        settings["is_decoder"] = recipe.objective == "clm"
-    auto_model = _AUTO_MODEL[recipe.objective]
+    config = new_config(recipe, tokenizer)
+    _check_memory(outline_of(config, recipe.objective), hint=_SMALLER)
     try:
         with quiet():
-            config = AutoConfig.for_model(architecture, **settings)
-            _drop_other_ids(config, tokenizer)
-            outline = _outline(config, recipe.objective)
-            _fit_positions(config, outline, recipe, given_by_user=_position_key(config_class) in settings)
-            _check_memory(outline, hint=_SMALLER)
-            model: PreTrainedModel = auto_model.from_config(config, dtype=torch.float32)
-    except HFPretrainError:
-        raise
+            model: PreTrainedModel = AUTO_MODEL[recipe.objective].from_config(config, dtype=torch.float32)
     except Exception as error:
-        raise build_error(error, architecture, given) from error
+        assert recipe.model.architecture is not None
+        raise build_error(error, recipe.model.architecture, recipe.model.config) from error
     return model
-
-
-def _position_key(config_class: type[PreTrainedConfig]) -> str:
-    return str(config_class.attribute_map.get("max_position_embeddings", "max_position_embeddings"))
-
-
-def _drop_other_ids(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Takes away ids by default, which mean some other token, or none, where the tokenizer has no such token."""
-    known = [token for key in TOKEN_IDS if (token := getattr(tokenizer, key, None)) is not None]
-    for key in TOKEN_IDS:
-        if hasattr(config, key) and getattr(tokenizer, key, None) is None:
-            try:
-                setattr(config, key, None)
-            except StrictDataclassError:  # some architectures insist on a number
-                setattr(config, key, known[0] if known else 0)
-
-
-def _fit_positions(config: PreTrainedConfig, model: PreTrainedModel, recipe: Recipe, *, given_by_user: bool) -> None:
-    """Raises the default number of positions to what a block needs; the user's own has to suffice."""
-    length = getattr(config, "max_position_embeddings", None)
-    size = longest_block(recipe.data)[1]
-    needed = size + _rows_before_positions(model)
-    if not isinstance(length, int) or length >= needed or length < 0:
-        return
-    key = _position_key(type(config))
-    if given_by_user:
-        raise ModelError(
-            f"model.config.{key} is {length}, and a block of {size} tokens needs {needed}",
-            hint=f"set it to {needed} or more, or leave it out",
-        )
-    log.info("%s is %d instead of %d, so that a block fits", key, needed, length)
-    config.max_position_embeddings = needed
-
-
-def _rows_before_positions(model: nn.Module) -> int:
-    """How many rows of the position table are no positions: RoBERTa's kind begins after its padding row."""
-    tables = [m for name, m in model.named_modules() if isinstance(m, nn.Embedding) and "position" in name]
-    return max((table.padding_idx + 1 for table in tables if table.padding_idx is not None), default=0)
-
-
-def _outline(config: PreTrainedConfig, objective: Objective) -> nn.Module:
-    """The model without numbers, which takes no memory whatever its sizes."""
-    with torch.device("meta"):
-        outline: nn.Module = _AUTO_MODEL[objective].from_config(config)
-    return outline
 
 
 def _check_memory(outline: nn.Module, *, hint: str) -> None:
@@ -228,14 +146,14 @@ def _continue(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedM
     model = load_model(name, recipe.objective)
     positions = getattr(model.config, "max_position_embeddings", None)
     block, size = longest_block(recipe.data)
-    if isinstance(positions, int) and 0 < positions - _rows_before_positions(model) < size:
-        longest = positions - _rows_before_positions(model)
+    if isinstance(positions, int) and 0 < positions - rows_before_positions(model) < size:
+        longest = positions - rows_before_positions(model)
         raise ModelError(
             f"{block} is {size}, and {name} has {longest} positions",
             hint=f"set {block} to {longest} or less",
         )
     size = model.get_input_embeddings().weight.shape[0]
-    needed = _token_count(tokenizer)
+    needed = token_count(tokenizer)
     if needed > size:
         log.info("the vocabulary of %s grows from %d to %d tokens for the tokenizer", name, size, needed)
         with quiet():
@@ -309,12 +227,6 @@ def _try_out(model: PreTrainedModel, recipe: Recipe) -> None:
             f"{name} is not causal: its predictions depend on later words",
             hint="take another architecture, or objective: mlm",
         )
-
-
-def _token_count(tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many embeddings the tokenizer needs; its ids may have holes, so the largest counts too."""
-    largest: int = max(tokenizer.get_vocab().values(), default=0)
-    return max(len(tokenizer), largest + 1)
 
 
 def _some(names: list[str]) -> str:

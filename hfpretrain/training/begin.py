@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -15,6 +15,7 @@ from hfpretrain.amounts import count, span
 from hfpretrain.errors import CheckpointError, RecipeError, RunError
 from hfpretrain.evaluation import Evaluated
 from hfpretrain.files import move_files, remove, write_whole
+from hfpretrain.modeling.parameters import in_words
 from hfpretrain.recipe import Recipe, dump, from_mapping, load, to_mapping
 from hfpretrain.recipe_stages import longest_block
 from hfpretrain.run import PROGRESS, Run, State, newest_whole
@@ -57,6 +58,8 @@ class Progress:
     bases: dict[str, str | None] = field(default_factory=dict)
     """The facts of model and tokenizer that the run began with: whether they are local folders is not seen later."""
     micro_batch_size: int | None = None
+    learning_rate: float | None = None
+    """Its peak, which stays what it was where the recipe leaves it to be chosen."""
     surroundings: dict[str, str] = field(default_factory=dict)
     """What the last bits depend on beside recipe and data."""
     changes: list[dict[str, Any]] = field(default_factory=list)
@@ -184,6 +187,7 @@ def begin(session: Session, start: Start) -> Progress:
         changes.append("the data")
     if changes:
         progress.changes.append({"after_step": progress.step, "changed": changes})
+    keep_learning_rate(session, progress)
     progress.recipe = to_mapping(recipe)
     now = surroundings(accelerator.num_processes, session.facts["device"])
     if checkpoint is not None:
@@ -211,6 +215,16 @@ def begin(session: Session, start: Start) -> Progress:
             write_whole(run.recipe_file, dump(recipe))
     announce(session, progress.step)
     return progress
+
+
+def keep_learning_rate(session: Session, progress: Progress) -> None:
+    """A rate that was chosen stays, though the run may be longer now and another would be chosen."""
+    before, auto = progress.learning_rate, session.recipe.optimizer.lr == "auto"
+    if auto and before is not None and progress.recipe.get("optimizer", {}).get("lr") == "auto":
+        if before != session.learning_rate:
+            log.info("the learning rate stays %g, as the run began with it", before)
+        session.learning_rate = session.facts["learning_rate"] = before
+    progress.learning_rate = session.learning_rate
 
 
 def require_time_left(session: Session, progress: Progress, *, before: Recipe) -> None:
@@ -267,6 +281,7 @@ def announce(session: Session, step: int) -> None:
         facts["device"],
         facts["precision"],
     )
+    log.info("model: %s, %s", sizes_in_words(facts), rate_in_words(session))
     log.info(
         "data: %s, %s held out; blocks of %d, packing %s",
         "streamed" if facts["training_tokens"] is None else f"{count(facts['training_tokens'])} training tokens",
@@ -276,6 +291,8 @@ def announce(session: Session, step: int) -> None:
     )
     for line in session.batches.mixing:
         log.info("%s", line)
+    if plan.steps is not None:
+        log.info("budget: %s", budget_in_words(session))
     if plan.steps is None:
         assert plan.seconds is not None
         log.info("plan: %s of steps of %s tokens", span(plan.seconds), tokens_per_step(session))
@@ -297,6 +314,25 @@ def tokens_per_step(session: Session) -> str:
     if sizes.last == sizes.first:
         return count(first)
     return f"{count(first)} to {count(first // sizes.first * sizes.last)}"
+
+
+def sizes_in_words(facts: Mapping[str, Any]) -> str:
+    """The sizes of the model, and how much of it is in the layers."""
+    shape, layers = in_words(facts["shape"]), facts["parameters_without_embeddings"]
+    return f"{shape}{', ' if shape else ''}{count(layers)} parameters without embeddings"
+
+
+def rate_in_words(session: Session) -> str:
+    """The learning rate, and whether it was chosen."""
+    return f"learning rate {session.learning_rate:g}" + (" (auto)" if session.recipe.optimizer.lr == "auto" else "")
+
+
+def budget_in_words(session: Session) -> str:
+    """What a run of a known number of steps comes to, in tokens, tokens per parameter and counted operations."""
+    assert session.plan.steps is not None
+    tokens, facts = session.plan.tokens(session.plan.steps), session.facts
+    each = f"{tokens / facts['parameters']:.3g} per parameter"
+    return f"{count(tokens)} tokens, {each}, {facts['flops_per_token'] * tokens:.3g} FLOPs"
 
 
 def seconds_per_step(session: Session) -> float:

@@ -123,7 +123,7 @@ def run_loop(session: Session, at: Progress, checkpoint: Path | None, request: S
             for micro_batches, targets in upcoming(session, at.step, request):
                 if done >= 1:
                     break
-                rate = recipe.optimizer.lr * learning_rate_factor(recipe.schedule, plan, at.step, at.seconds)
+                rate = session.learning_rate * learning_rate_factor(recipe.schedule, plan, at.step, at.seconds)
                 outcome = train_step(session, at.step, micro_batches, targets, rate)
                 metrics.add(at.step + 1, targets, outcome)
                 before, at.seconds = at.seconds, agreed(accelerator, time.monotonic() - origin)

@@ -22,11 +22,12 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
 def build_optimizers(
-    model: PreTrainedModel, settings: Optimizer, *, fast_dtype: torch.dtype = torch.float32
+    model: PreTrainedModel, settings: Optimizer, *, lr: float, fast_dtype: torch.dtype = torch.float32
 ) -> list[torch.optim.Optimizer]:
     """AdamW (Loshchilov & Hutter 2019), fused into one kernel; for muon one beside it for the hidden matrices.
 
-    `fast_dtype` is what the hardware multiplies fast, for Muon's iteration. Each group of parameters has an `lr_factor`
+    `lr` is the peak learning rate, which the settings may leave to be chosen. `fast_dtype` is what the hardware
+    multiplies fast, for Muon's iteration. Each group of parameters has an `lr_factor`
     for `set_learning_rate`. Raises RecipeError where optimizer.lr_factors names a part that the model does not have.
     """
     sorted_: dict[str, list[tuple[str, Parameter]]] = {"muon": [], "decayed": [], "plain": []}
@@ -42,10 +43,10 @@ def build_optimizers(
     factors = _factors(model, settings)
     optimizers: list[torch.optim.Optimizer] = []
     if groups := _groups(sorted_["muon"], factors, settings.weight_decay):
-        optimizers.append(Muon(groups, lr=settings.lr, dtype=fast_dtype))
+        optimizers.append(Muon(groups, lr=lr, dtype=fast_dtype))
     groups = _groups(sorted_["decayed"], factors, settings.weight_decay) + _groups(sorted_["plain"], factors, 0.0)
     if groups:
-        adamw = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
+        adamw = torch.optim.AdamW(groups, lr=lr, betas=settings.betas, eps=settings.eps, fused=True)
         optimizers.append(adamw)
     return optimizers
 

@@ -22,13 +22,15 @@ from hfpretrain.evaluation import Evaluator, prepare_evaluator
 from hfpretrain.modeling.attention import DocumentMasking, prove_document_masking
 from hfpretrain.modeling.flops import flops_per_token
 from hfpretrain.modeling.loss import Loss, Shortcuts, prove_shortcuts
-from hfpretrain.modeling.model import build_model, count_parameters
+from hfpretrain.modeling.model import build_model
 from hfpretrain.modeling.objective import Collator, check_tokenizer
+from hfpretrain.modeling.parameters import count_parameters, count_without_embeddings, shape_of
 from hfpretrain.modeling.tokenizer import build_tokenizer, load_tokenizer
 from hfpretrain.recipe import Amount, Model, Recipe, Source
 from hfpretrain.recipe_stages import batch_sizes, longest_block, training_sources
 from hfpretrain.run import Run
 from hfpretrain.training.averaging import Average
+from hfpretrain.training.budget import in_tokens, learning_rate
 from hfpretrain.training.checkpoint import save_with_transformers
 from hfpretrain.training.guard import Guard, Judged
 from hfpretrain.training.metrics import Phases
@@ -62,6 +64,8 @@ class Session:
     plan: Plan
     micro_batch_size: int
     phases: Phases
+    learning_rate: float
+    """The peak of it."""
     facts: dict[str, Any]
     """What the summary and report.json say about the run."""
     guard: Guard
@@ -89,9 +93,10 @@ def prepare_session(recipe: Recipe, run: Run, accelerator: Accelerator, checkpoi
     with accelerator.main_process_first():  # the others find what the first one has prepared
         tokenizer = load_tokenizer(str(checkpoint), recipe.objective) if checkpoint else build_tokenizer(recipe)
         check_tokenizer(recipe, tokenizer)
-        batches = open_batches(recipe, tokenizer)
+        batches = open_batches(in_tokens(at_hand(recipe, checkpoint), tokenizer), tokenizer)
     plan = Plan.of(recipe, batches.order)
     model = build_model(at_hand(recipe, checkpoint), tokenizer)
+    rate = learning_rate(recipe, model, plan)
     how = document_masking(recipe, model)
     compiled = recipe.train.compile is True or (recipe.train.compile == "auto" and accelerator.device.type == "cuda")
     collator = Collator(recipe, tokenizer, isolated=how is not None, steps=plan.steps, static=compiled)
@@ -110,6 +115,9 @@ def prepare_session(recipe: Recipe, run: Run, accelerator: Accelerator, checkpoi
         "objective": recipe.objective,
         "architecture": model.config.model_type,
         "parameters": count_parameters(model),
+        "parameters_without_embeddings": count_without_embeddings(model),
+        "shape": shape_of(model.config),
+        "learning_rate": rate,
         "packing": "concat" if how is None else "documents",
         "training_tokens": batches.tokens,
         "mixing": list(batches.mixing),
@@ -133,7 +141,7 @@ def prepare_session(recipe: Recipe, run: Run, accelerator: Accelerator, checkpoi
         "processes": accelerator.num_processes,
         "versions": hardware.versions(),
     }
-    optimizers = build_optimizers(model, recipe.optimizer, fast_dtype=hardware.fast_dtype(accelerator.device))
+    optimizers = build_optimizers(model, recipe.optimizer, lr=rate, fast_dtype=hardware.fast_dtype(accelerator.device))
     if activation_checkpointing(recipe, model, accelerator.device):
         # Called otherwise before transformers 5.20 or so.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
@@ -164,6 +172,7 @@ def prepare_session(recipe: Recipe, run: Run, accelerator: Accelerator, checkpoi
         plan=plan,
         phases=Phases(accelerator.device),
         micro_batch_size=0,
+        learning_rate=rate,
         facts=facts,
         average=average,
         guard=Guard(recipe.train, accelerator.device, scaled=accelerator.scaler is not None),
