@@ -7,7 +7,7 @@ from hfpretrain.data.sources import open_sources
 from hfpretrain.data.stores import store_of
 from hfpretrain.data.tokens import end_of_document, prepare_shard
 from hfpretrain.errors import UserError
-from hfpretrain.modeling.tokenizer import build_tokenizer
+from hfpretrain.modeling.tokenizer import tokenizer_of_data
 from hfpretrain.recipe import Recipe
 from hfpretrain.recipe_stages import training_sources, validation_sources
 
@@ -17,11 +17,12 @@ def prepare_data(recipe: Recipe, shard: str | None = None) -> list[dict[str, Any
 
     Of streamed sources there is nothing to prepare.
 
-    The tokenizer comes first; the same data gives the same one on every machine. With `shard`, e.g. 3/16, only that
+    The tokenizer comes first; the same data gives the same one on every machine. Whether the model can have it is for
+    training and `check` to say: another architecture would get the same tokens. With `shard`, e.g. 3/16, only that
     share is made; the counts of what is not whole yet are None.
     """
     share = None if shard is None else parse_shard(shard)
-    tokenizer = build_tokenizer(recipe)
+    tokenizer = tokenizer_of_data(recipe)
     end_id = end_of_document(tokenizer, recipe.objective)
     lines = []
     bad_rows = recipe.data.on_bad_rows

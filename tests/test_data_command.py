@@ -4,6 +4,8 @@ import json
 import logging
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,28 @@ def test_the_command_prints_each_source_and_the_second_time_uses_the_cache(
     assert "tokenizer: using the one of" in second.stderr
     assert second.stderr.count("prepared before") == 2
     assert [line["documents"] for line in json.loads(second.stdout)] == [120, 30]
+
+
+@pytest.mark.parametrize("existing", [False, True])
+def test_text_becomes_tokens_without_the_libraries_that_only_training_needs(
+    tmp_path: Path, cache: Path, existing: bool
+) -> None:
+    """They would take several times the memory that preparing takes, and most of the time before it begins."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(dump(tiny_recipe(tmp_path)))
+    (tmp_path / "text.txt").write_text("The quick brown fox\njumps over the lazy dog.\n" * 20)
+    overrides = [f"data.sources=[{{files: {tmp_path / 'text.txt'}, documents: line}}]"]
+    if existing:
+        build_tokenizer(tiny_recipe(tmp_path)).save_pretrained(tmp_path / "tokenizer")
+        overrides.append(f"tokenizer={{from: {tmp_path / 'tokenizer'}}}")
+    # Python itself says on stderr, in a last column, what it imports.
+    command = [sys.executable, "-X", "importtime", "-m", "hfpretrain", "data", str(recipe), *overrides]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split()[1:3] == ["40", "documents,"]
+    imported = {line.split("|")[-1].strip() for line in result.stderr.splitlines() if line.startswith("import time:")}
+    assert {"tokenizers", "numpy"} <= imported
+    assert not {"torch", "datasets", "pandas", "accelerate"} & imported
 
 
 @pytest.mark.parametrize("objective", ["clm", "mlm"])

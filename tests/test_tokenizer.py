@@ -15,8 +15,8 @@ import pytest
 from hfpretrain import recipe
 from hfpretrain.errors import DataError, ModelError, RecipeError
 from hfpretrain.modeling import tokenizer_training as room
-from hfpretrain.modeling.tokenizer import build_tokenizer, load_tokenizer
-from hfpretrain.modeling.tokenizer_training import train_tokenizer
+from hfpretrain.modeling.tokenizer import build_tokenizer, load_tokenizer, tokenizer_of_data
+from hfpretrain.modeling.tokenizer_training import check_reload, train_tokenizer
 
 Objective = Literal["clm", "mlm"]
 ALGORITHMS: tuple[Any, ...] = ("bpe", "wordpiece", "unigram", "char", "byte")
@@ -247,10 +247,17 @@ def test_library_pipelines_take_them(tmp_path: Path) -> None:
     assert clm.decode(out[0], skip_special_tokens=True).startswith("The quick")
 
 
-def test_architecture_that_brings_its_own_tokenizer() -> None:
+def test_architecture_that_brings_its_own_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="qwen2 model cannot have this tokenizer"):
-        train_tokenizer(recipe.Tokenizer(algorithm="bpe"), "clm", TEXTS, architecture="qwen2")
-    train_tokenizer(recipe.Tokenizer(algorithm="bpe"), "clm", TEXTS, architecture="qwen3")
+        check_reload(trained("bpe", "clm"), "qwen2")
+    check_reload(trained("bpe", "clm"), "qwen3")
+    (tmp_path / "text.txt").write_text(PANGRAM)
+    mapping = {"objective": "clm", "data": {"sources": [{"files": str(tmp_path / "text.txt")}]}}
+    chosen = recipe.from_mapping(mapping | {"model": {"architecture": "qwen2"}})
+    # Data may be prepared with it, for whatever model, and then it is kept; which must not make it good for this one.
+    tokenizer_of_data(chosen)
+    with pytest.raises(ModelError, match="qwen2 model cannot have this tokenizer"):
+        build_tokenizer(chosen)
 
 
 def test_an_existing_model_that_brings_its_own_tokenizer(tmp_path: Path) -> None:
@@ -274,6 +281,29 @@ def test_existing(tmp_path: Path) -> None:
     assert load_tokenizer(str(tmp_path / "mlm"), "clm")(ODD) == mlm(ODD)
     with pytest.raises(ModelError, match="no mask token"):
         load_tokenizer(str(tmp_path / "clm"), "mlm")
+
+
+@pytest.mark.parametrize("objective", BOTH)
+@pytest.mark.parametrize("model", [None, "qwen2", "qwen3", "gpt2"])
+def test_existing_ones_are_what_transformers_takes_them_for(
+    tmp_path: Path, objective: Objective, model: str | None
+) -> None:
+    from transformers import AutoTokenizer
+
+    trained("bpe", objective).save_pretrained(tmp_path)
+    if model:
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": model}))
+    ours, theirs = load_tokenizer(str(tmp_path), objective), AutoTokenizer.from_pretrained(tmp_path)
+    assert type(ours) is type(theirs)
+    assert ours.backend_tokenizer.to_str() == theirs.backend_tokenizer.to_str()
+    assert ours.special_tokens_map == theirs.special_tokens_map
+    assert ours(ODD) == theirs(ODD)
+    for each, place in ((ours, tmp_path / "ours"), (theirs, tmp_path / "theirs")):
+        each.init_kwargs.pop("is_local", None)
+        each.init_kwargs.pop("local_files_only", None)
+        each.save_pretrained(place)
+    for file in (tmp_path / "theirs").iterdir():
+        assert (tmp_path / "ours" / file.name).read_bytes() == file.read_bytes()
 
 
 def test_slow_tokenizer(tmp_path: Path) -> None:

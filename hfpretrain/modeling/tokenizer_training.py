@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from hfpretrain import recipe
 from hfpretrain.errors import DataError, ModelError, RecipeError
@@ -43,7 +43,6 @@ def train_tokenizer(
     objective: Objective,
     texts: Iterable[str],
     *,
-    architecture: str | None = None,
     more_special: Sequence[str] = (),
 ) -> PreTrainedTokenizerFast:
     """Trains a tokenizer on `texts`, read once, up to MAX_TRAINING_BYTES.
@@ -57,8 +56,7 @@ def train_tokenizer(
     prompt is open at its end: who prepares documents appends </s>. `more_special` tokens follow these; they stand in
     no text by themselves.
 
-    Raises RecipeError if tokenizer.vocab_size cannot hold the alphabet, DataError if there is no text, ModelError if
-    transformers would load the tokenizer as another one beside a model of this architecture.
+    Raises RecipeError if tokenizer.vocab_size cannot hold the alphabet, DataError if there is no text.
     """
     algorithm = settings.algorithm or ("wordpiece" if objective == "mlm" else "bpe")
     names = dict(_MLM_NAMES if objective == "mlm" else _CLM_NAMES)
@@ -82,16 +80,13 @@ def train_tokenizer(
         special |= {"bos_token": special["cls_token"], "eos_token": special["sep_token"]}
     trained_on = "nothing: its words are the 256 bytes" if algorithm == "byte" else str(text)
     log.info("tokenizer: %s, %s words, trained on %s", algorithm, f"{tokenizer.get_vocab_size():,}", trained_on)
-    finished = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         model_input_names=["input_ids", "attention_mask"],
         clean_up_tokenization_spaces=False,  # the decoder knows which
         **special,
         **({"extra_special_tokens": more} if more else {}),
     )
-    if architecture:
-        check_reload(finished, architecture)
-    return finished
 
 
 class _Text:
@@ -304,6 +299,8 @@ def check_reload(tokenizer: PreTrainedTokenizerBase, architecture: str) -> None:
     """
     if not tokenizer.is_fast:
         return
+    from transformers import AutoTokenizer, PreTrainedConfig  # which import torch
+
     config = PreTrainedConfig()
     config.model_type = architecture
     with tempfile.TemporaryDirectory() as folder:
