@@ -42,7 +42,7 @@ class Evaluated:
 
 
 ONLY_FILES: dict[str, Any] = dict.fromkeys(
-    ("builtin", "size", "tokens", "dtype", "hub", "subset", "weight", "min_chars", "max_chars", "drop_list")
+    ("builtin", "size", "tokens", "dtype", "hub", "subset", "commit", "weight", "min_chars", "max_chars", "drop_list")
 ) | {"deduplicate": False, "repeat": True, "streaming": False}
 """What a source has to lose to name other files, all of which count."""
 

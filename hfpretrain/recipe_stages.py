@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 
 from hfpretrain.amounts import Amount
@@ -158,6 +158,20 @@ def streaming_contradictions(recipe: Recipe, sources: Iterable[tuple[Keys, Sourc
     for key, amount in amounts.items():
         if amount is not None and amount.unit == "epochs":
             yield key, f"the length of an epoch of a stream is not known, so that {amount} says nothing; give tokens"
+
+
+def with_sources(data: Data, change: Callable[[Source], Source]) -> Data:
+    """The same data with every source changed, wherever it stands."""
+
+    def changed(sources: tuple[Source, ...]) -> tuple[Source, ...]:
+        return tuple(change(source) for source in sources)
+
+    return dataclasses.replace(
+        data,
+        sources=changed(data.sources),
+        stages=tuple(dataclasses.replace(stage, sources=changed(stage.sources)) for stage in data.stages),
+        validation=data.validation if isinstance(data.validation, Amount) else changed(data.validation),
+    )
 
 
 def _lists(data: Data) -> Iterator[tuple[Keys, tuple[Source, ...]]]:
