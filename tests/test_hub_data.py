@@ -29,8 +29,10 @@ KINDS = ("parquet", "jsonl.gz")
 SMALL = """
 from hfpretrain.data import row_stream, streaming
 streaming.WINDOW_TOKENS, row_stream.ROWS = 1500, 40
+from fsspec.spec import AbstractBufferedFile
+AbstractBufferedFile.DEFAULT_BLOCK_SIZE = 4096
 """
-"""Many windows of a small data set."""
+"""Many windows of a small data set, and several requests for a shard."""
 IMPATIENT = """
 import time
 _sleep = time.sleep
