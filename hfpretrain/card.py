@@ -269,7 +269,7 @@ def shareable(report: dict[str, Any], recipe: recipes.Recipe) -> dict[str, Any]:
         for key in ("tokens", "drop_list"):
             if source.get(key):
                 source[key] = "PATH"
-        if source.get("hub") and source["hub"] not in datasets:
+        if source.get("hub") and split_revision(source["hub"])[0] not in datasets:
             source["hub"] = "PATH"
     for key, known in (("model", "base_model"), ("tokenizer", "base_tokenizer")):
         if mapping[key].get("from"):

@@ -7,6 +7,7 @@ from rich.text import Text
 
 from hfpretrain.amounts import count, span
 from hfpretrain.check_data import data_facts, legend, sample_row
+from hfpretrain.data.hub_sets import at_commits
 from hfpretrain.recipe import Recipe
 from hfpretrain.recipe_stages import batch_sizes
 from hfpretrain.run import Run
@@ -20,6 +21,7 @@ SAMPLES = 2
 def check(recipe: Recipe) -> Text:
     """The plan of a run: model, data, compute, memory, time, proofs, what usually goes wrong with the data, and sample
     rows as the model sees them. Its styles are colours for a terminal; `plain` says the same."""
+    recipe = at_commits(recipe)
     with tempfile.TemporaryDirectory() as folder:
         session = prepare_session(recipe, Run(Path(folder)), open_accelerator(recipe))
         data = data_facts(session)

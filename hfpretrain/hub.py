@@ -6,12 +6,15 @@ wrong name is a sentence at once. Without a connection what the cache holds is u
 
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from hfpretrain.errors import DataError, HFPretrainError, ModelError, UserError, nearest
+from hfpretrain.files import write_whole
 from hfpretrain.model_files import FILES, check_model_files
 from hfpretrain.recipe_types import quoted
 
@@ -22,13 +25,33 @@ Kind = Literal["model", "tokenizer", "dataset"]
 _WORDS = {"model": "model", "tokenizer": "tokenizer", "dataset": "data set"}
 
 
-def locate(name: str, *, kind: Kind) -> str:
-    """Finds `name`: the absolute path of a local folder, or a repository on the Hub (`org/name`, `org/name@revision`).
+@dataclass(frozen=True)
+class Commit:
+    """One commit of a data set on the Hub."""
 
-    A folder comes before a Hub id of the same name. Of a model or tokenizer on the Hub the path of one commit in the
-    cache is returned, downloaded first if need be: safetensors, never code. Of a data set its id is returned. Where the
-    Hub cannot be reached (or HF_HUB_OFFLINE is set), what the cache holds serves. Raises ModelError (DataError for a
-    data set) in a sentence where there is neither, or where the folder is one that no library should be given.
+    repo_id: str
+    sha: str
+    away: Exception | None = None
+    """Why the Hub was not asked or did not answer, so that the cache has to do; None where it knows this commit."""
+
+
+def locate(name: str, *, kind: Literal["model", "tokenizer"]) -> str:
+    """Finds `name`, a folder or a repository on the Hub (`org/name`, `org/name@revision`); returns an absolute path.
+
+    A folder comes before a Hub id of the same name. Of a repository it is the path of one commit in the cache,
+    downloaded first if need be: safetensors, never code. Where the Hub cannot be reached (or HF_HUB_OFFLINE is set),
+    what the cache holds serves. Raises ModelError in a sentence where there is neither, or where the folder is one that
+    no library should be given.
+    """
+    folder = local_folder(name, kind=kind) or _snapshot(name, kind)
+    check_model_files(Path(folder))
+    return folder
+
+
+def local_folder(name: str, *, kind: Kind) -> str | None:
+    """The absolute path of the folder that `name` is; None where it can only be a repository on the Hub.
+
+    Raises ModelError (DataError for a data set) in a sentence where it can be neither.
     """
     error_class = DataError if kind == "dataset" else ModelError
     if not name.strip():
@@ -40,8 +63,6 @@ def locate(name: str, *, kind: Kind) -> str:
         why = getattr(error, "strerror", None) or first_line(error)
         raise error_class(f"{quoted(name)} cannot name a {_WORDS[kind]}: {why}") from None
     if is_folder:
-        if kind != "dataset":
-            check_model_files(path)
         return str(path.absolute())
     if name.endswith("@"):
         raise error_class(f"{name}: there is no revision behind the @", hint="give a branch, a tag or a commit")
@@ -51,11 +72,7 @@ def locate(name: str, *, kind: Kind) -> str:
         )
     if _looks_like_path(name):
         raise error_class(f"{name}: there is no such folder", hint=_neighbours(path))
-    if kind == "dataset":
-        return _known_dataset(name)
-    folder = _snapshot(name, kind)
-    check_model_files(Path(folder))
-    return folder
+    return None
 
 
 def explain(error: Exception, name: str, *, kind: Kind) -> HFPretrainError:
@@ -70,8 +87,8 @@ def explain(error: Exception, name: str, *, kind: Kind) -> HFPretrainError:
     user_error: type[UserError] = DataError if kind == "dataset" else ModelError
     what = f"the {_WORDS[kind]} {name}"
     for cause in causes(error):
-        # GatedRepoError is a RepositoryNotFoundError, so it comes first.
-        if isinstance(cause, errors.GatedRepoError):
+        # GatedRepoError is a RepositoryNotFoundError, so it comes first. `datasets` leaves nothing of it but the word.
+        if isinstance(cause, errors.GatedRepoError) or (kind == "dataset" and "is a gated dataset" in str(cause)):
             return user_error(
                 f"{what} is gated: this account has no access",
                 hint="ask for access on its page on the Hub, then log in with `hf auth login` or set HF_TOKEN",
@@ -178,38 +195,58 @@ def _snapshot(name: str, kind: Kind) -> str:
     return folder
 
 
-def _known_dataset(name: str) -> str:
-    """The id of a data set that the Hub, or without it the cache, has: `datasets` keeps a cache of its own."""
+def find_commit(name: str, *, or_cached: bool) -> Commit:
+    """The commit that a data set of the Hub (`org/name`, `org/name@revision`) is at now.
+
+    Where the Hub cannot be reached (or HF_HUB_OFFLINE is set), and the cache may do, the one that it was at when it was
+    last downloaded whole. Raises DataError, or HFPretrainError where the Hub itself failed.
+    """
     from huggingface_hub import HfApi, constants
 
-    def cached() -> str:
-        from datasets import config
-        from huggingface_hub.file_download import repo_folder_name
-
-        prepared = Path(config.HF_DATASETS_CACHE) / name.replace("/", "___")
-        downloaded = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="dataset")
-        if not (prepared.is_dir() or downloaded.is_dir()):
-            raise FileNotFoundError(name)
-        return name
-
+    repo_id, revision = split_revision(name)
     try:
-        HfApi().dataset_info(name, timeout=float(constants.HF_HUB_ETAG_TIMEOUT))
+        # One request, tried once: what the libraries do later is retried for half a minute.
+        found = HfApi().dataset_info(repo_id, revision=revision, timeout=float(constants.HF_HUB_ETAG_TIMEOUT))
     except Exception as error:
-        if _without_the_hub(error, cached) is None:
+        cached = _without_the_hub(error, lambda: _remembered(name)) if or_cached else None
+        if cached is None:
             raise explain(error, name, kind="dataset") from error
-        log.info("the Hub cannot be reached: the data set %s is taken from the cache", name)
-    return name
+        return Commit(repo_id, cached, error)
+    return Commit(str(found.id), str(found.sha))
 
 
-def dataset_commit(name: str) -> str:
-    """The commit at which a data set of the Hub is now. Raises DataError, or HFPretrainError where the Hub is away."""
-    from huggingface_hub import HfApi, constants
+def remember_commit(name: str, commit: Commit) -> None:
+    """Notes in the cache, as huggingface_hub does, at which commit a branch or tag is: the Hub may be away later."""
+    note = _note(name)
+    if note.name != commit.sha:
+        try:
+            note.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(note, commit.sha)
+        except OSError as error:
+            log.warning("the cache %s cannot be written: %s", note.parent, error.strerror or error)
 
-    try:
-        found = HfApi().dataset_info(name, timeout=float(constants.HF_HUB_ETAG_TIMEOUT))
-    except Exception as error:
-        raise explain(error, name, kind="dataset") from error
-    return str(found.sha)
+
+def _remembered(name: str) -> str:
+    """The commit that was noted for a data set. Raises FileNotFoundError."""
+    note = _note(name)
+    sha = note.name if is_commit(note.name) else note.read_text(encoding="utf-8")
+    if not is_commit(sha):
+        raise FileNotFoundError(note)
+    return sha
+
+
+def _note(name: str) -> Path:
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    repo_id, revision = split_revision(name)
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo_id, repo_type="dataset")
+    return Path(folder, "refs", revision or constants.DEFAULT_REVISION)
+
+
+def is_commit(revision: str) -> bool:
+    """Whether it is written as git writes a commit, in full."""
+    return re.fullmatch("[0-9a-f]{40}", revision) is not None
 
 
 def _without_the_hub(error: Exception, cached: Callable[[], str]) -> str | None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from hfpretrain.data.hub_sets import at_commits
 from hfpretrain.data.parts import Shard
 from hfpretrain.data.sources import open_sources
 from hfpretrain.data.stores import store_of
@@ -22,6 +23,7 @@ def prepare_data(recipe: Recipe, shard: str | None = None) -> list[dict[str, Any
     share is made; the counts of what is not whole yet are None.
     """
     share = None if shard is None else parse_shard(shard)
+    recipe = at_commits(recipe)
     tokenizer = tokenizer_of_data(recipe)
     end_id = end_of_document(tokenizer, recipe.objective)
     lines = []

@@ -264,6 +264,8 @@ def _source_contradictions(source: Source) -> Iterator[tuple[Keys, str]]:
         yield (f"{given}_column",), f"goes together with {other}_column, which is missing"
     if source.min_chars and source.max_chars is not None and source.min_chars > source.max_chars:
         yield ("max_chars",), f"{source.max_chars} is less than min_chars, {source.min_chars}: nothing would be left"
+    if source.commit is not None and not re.fullmatch("[0-9a-f]{40}", source.commit):
+        yield ("commit",), f"{quoted(source.commit)} is no commit, 40 hex digits; write a branch as hub: org/dataset@it"
     if source.size is not None:
         try:
             size_in_bytes(source.size)
@@ -283,7 +285,7 @@ _KEYS_OF_KIND = {
     "builtin": ("size", *_FILTERS),
     "files": ("documents", "streaming", *_COLUMNS, *_FILTERS),
     "tokens": ("dtype",),
-    "hub": ("subset", "split", "streaming", *_COLUMNS, *_FILTERS),
+    "hub": ("subset", "split", "commit", "streaming", *_COLUMNS, *_FILTERS),
 }
 """The keys of a source that go with each kind of it; weight and repeat go with all."""
 

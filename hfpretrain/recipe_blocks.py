@@ -60,7 +60,7 @@ class Source:
     """Local files: a path, a folder, a glob (`corpus/**/*.jsonl.gz`) or a list of them. Relative
     paths are taken from the working directory."""
     hub: str | None = None
-    """A data set on the Hub: org/dataset, or the folder of one."""
+    """A data set on the Hub: org/dataset, org/dataset@revision (a branch, a tag or a commit), or the folder of one."""
     tokens: str | tuple[str, ...] | None = None
     """Files of token ids that another tool made: .bin, .npy, or datatrove's .ds; a path, a folder, a glob or a list.
     tokenizer.from names the tokenizer they were made with."""
@@ -68,6 +68,9 @@ class Source:
     """What the ids of .bin files are; the default is uint16."""
     subset: str | None = None
     """The Hub data set's configuration name."""
+    commit: str | None = None
+    """The Hub data set's commit. A run writes the one that it begins with into its recipe.yaml, and goes on with it,
+    whatever the Hub has by then."""
     split: str = "train"
     """The Hub data set's split."""
     streaming: bool = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 
 from hfpretrain.amounts import Amount
@@ -193,6 +193,20 @@ def amounts_of(recipe: Recipe) -> Iterator[tuple[Keys, Amount]]:
     for number, stage in enumerate(recipe.data.stages):
         if stage.until is not None:
             yield ("data", "stages", number, "until"), stage.until
+
+
+def with_sources(data: Data, change: Callable[[Source], Source]) -> Data:
+    """The same data with every source changed, wherever it stands."""
+
+    def changed(sources: tuple[Source, ...]) -> tuple[Source, ...]:
+        return tuple(change(source) for source in sources)
+
+    return dataclasses.replace(
+        data,
+        sources=changed(data.sources),
+        stages=tuple(dataclasses.replace(stage, sources=changed(stage.sources)) for stage in data.stages),
+        validation=data.validation if isinstance(data.validation, Amount) else changed(data.validation),
+    )
 
 
 def _lists(data: Data) -> Iterator[tuple[Keys, tuple[Source, ...]]]:

@@ -1,7 +1,9 @@
-"""A Hub on loopback: as much of the Hub's HTTP API as huggingface_hub needs to push and pull models, and faults.
+"""A Hub on loopback: as much of the Hub's HTTP API as huggingface_hub and datasets need to push and pull models, and to
+download and stream data sets; and faults.
 
-Repositories live in memory as they do in git: commits hold files by name, branches point at commits, and large files
-are stored once by their SHA-256 (LFS). Every request is recorded. `fault` may answer any of them in another way.
+Repositories live in memory as they do in git: commits hold files by name, branches and tags point at commits, and large
+files are stored once by their SHA-256 (LFS), at an address of their own. Data sets are called `datasets/org/name`.
+Every request is recorded. `fault` may answer any of them in another way.
 """
 
 import base64
@@ -38,9 +40,11 @@ class File:
 
 @dataclass
 class Repository:
-    """A model repository."""
+    """The repository of a model or data set."""
 
     private: bool
+    gated: bool = False
+    """Nobody has access to its files."""
     commits: dict[str, dict[str, File]] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     messages: list[str] = field(default_factory=list)
@@ -64,6 +68,8 @@ class Request:
     path: str
     sent: int
     """Bytes of the body."""
+    range: str = ""
+    """The bytes that were asked for, if not all: `bytes=3-7`."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,8 @@ class Fault:
     after: bool = False
     seconds: float = 0.0
     """How long to wait first."""
+    sent: int = 0
+    """Without a status, and after the work: how many bytes of its content are sent before the connection is cut."""
 
 
 class LoopbackHub:
@@ -116,6 +124,7 @@ class LoopbackHub:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_port}"
+        self.storage = f"http://localhost:{self.server.server_port}"  # another host, to which no token is sent
 
     def __enter__(self) -> "LoopbackHub":
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
@@ -136,7 +145,7 @@ class LoopbackHub:
         return {"HF_ENDPOINT": self.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1", **more}
 
     def answer(self, handler: BaseHTTPRequestHandler, body: bytes) -> None:
-        request = Request(handler.command, handler.path, len(body))
+        request = Request(handler.command, handler.path, len(body), handler.headers.get("Range", ""))
         with self.lock:
             number = len(self.requests)
             self.requests.append(request)
@@ -147,19 +156,36 @@ class LoopbackHub:
         if fault is None or fault.after:
             with self.lock:
                 status, content, headers = self.respond(request, handler.headers.get("Authorization"), body)
+        if status == 200 and request.range and "Accept-Ranges" in headers:
+            status, content, headers = _part(content, request.range, headers)
         if fault is not None:
             if fault.status is None:
                 handler.close_connection = True
+                if fault.sent:
+                    self.send(handler, status, headers, content, upto=fault.sent)
                 handler.connection.close()
                 return
             status, headers = fault.status, {"X-Error-Message": fault.message, **fault.headers}
             content = json.dumps({"error": fault.message}).encode()
+        self.send(handler, status, headers, content)
+
+    def send(
+        self,
+        handler: BaseHTTPRequestHandler,
+        status: int,
+        headers: dict[str, str],
+        content: bytes,
+        *,
+        upto: int | None = None,
+    ) -> None:
+        """The answer, or so many bytes of its content."""
         handler.send_response(status)
         for name, value in {"Content-Length": str(len(content)), **headers}.items():
             handler.send_header(name, value)
         handler.end_headers()
-        if request.method != "HEAD":
-            handler.wfile.write(content)
+        if handler.command != "HEAD":
+            handler.wfile.write(content[:upto])
+            handler.wfile.flush()
 
     def respond(self, request: Request, authorization: str | None, body: bytes) -> tuple[int, bytes, dict[str, str]]:
         """The right answer: status, content, headers."""
@@ -174,6 +200,11 @@ class LoopbackHub:
         if request.method == "PUT":  # a signed address, which needs no token
             self.large[parts[-1]] = body
             return (200, b"", {}) if hashlib.sha256(body).hexdigest() == parts[-1] else (400, b"", {})
+        if parts[:1] == ["lfs"]:
+            if authorization:
+                return said({"error": "a token came to where it does not belong"}, 400)
+            content = self.large[parts[-1]]
+            return 200, content, {"ETag": f'"{parts[-1]}"', "Accept-Ranges": "bytes"}
         if authorization and not known:
             return said({"error": "Invalid credentials in Authorization header"}, 401)
         if parts[:2] == ["api", "whoami-v2"]:
@@ -194,8 +225,12 @@ class LoopbackHub:
             self.repositories[name].commit("main", {".gitattributes": File(b"*.safetensors lfs\n", False)}, "initial")
             return said({"url": f"{self.url}/{name}"})
 
-        names = parts[2:4] if parts[:2] == ["api", "models"] else parts[:2]
-        name, rest = "/".join(names).removesuffix(".git"), parts[2 + 2 * (parts[0] == "api") :]
+        asked, kind = parts[0] == "api", ""
+        parts = parts[2:] if parts[:2] == ["api", "models"] else parts[asked:]
+        if parts[0] == "datasets":
+            kind, parts = "datasets/", parts[1:]
+        names, rest = parts[:2], parts[2:]
+        name = kind + "/".join(names).removesuffix(".git")
         repository = self.repositories.get(name)
         if repository is None or (repository.private and not known):
             return said({"error": "Repository not found"}, 404 if known else 401, "RepoNotFound")
@@ -217,15 +252,17 @@ class LoopbackHub:
         commit = repository.branches.get(revision, revision)
         if action == "revision":
             siblings = [{"rfilename": file} for file in files]
-            return said({"id": name, "sha": commit, "private": repository.private, "siblings": siblings})
+            known_by = {"id": name.removeprefix(kind), "sha": commit, "private": repository.private}
+            return said(known_by | {"siblings": siblings})
         if action == "tree":
             below = "/".join(rest)
             if below and not any(file.startswith(f"{below}/") for file in files):
                 return said({"error": f"{below} does not exist on {revision}"}, 404, "EntryNotFound")
-            return said([_entry(file, content) for file, content in files.items()])
+            recursive = parse_qs(url.query).get("recursive") == ["true"]
+            return said(_tree(files, below, recursive=recursive))
         if action == "paths-info":
             paths = parse_qs(body.decode()).get("paths") or json.loads(body)["paths"]
-            return said([_entry(file, content) for file, content in files.items() if file in paths])
+            return said([entry for entry in _tree(files, "", recursive=True) if entry["path"] in paths])
         if action == "preupload":
             return said({"files": [_upload_mode(entry, files) for entry in json.loads(body)["files"]]})
         if action == "commit":
@@ -235,11 +272,17 @@ class LoopbackHub:
             return said(self._commit(name, repository, revision, files, body))
         if action == "resolve":
             file = files.get("/".join(rest))
+            if repository.gated:
+                return said({"error": "Access to it is restricted"}, 403 if known else 401, "GatedRepo")
             if file is None:
-                return said({"error": "Entry not found"}, 404, "EntryNotFound")
-            headers = {"ETag": f'"{file.oid}"', "X-Repo-Commit": commit, "Accept-Ranges": "none"}
-            headers |= {"X-Linked-Etag": f'"{file.oid}"', "X-Linked-Size": str(len(file.content))} if file.large else {}
-            return 200, file.content, headers | {"Content-Length": str(len(file.content))}
+                status, content, headers = said({"error": "Entry not found"}, 404, "EntryNotFound")
+                return status, content, headers | {"X-Repo-Commit": commit}
+            headers = {"ETag": f'"{file.oid}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
+            if file.large:
+                self.large[file.oid] = file.content
+                headers |= {"X-Linked-Etag": f'"{file.oid}"', "X-Linked-Size": str(len(file.content))}
+                return 302, b"", headers | {"Location": f"{self.storage}/lfs/{file.oid}"}
+            return 200, file.content, headers
         return said({"error": f"{request.method} {request.path} is not spoken here"}, 404)
 
     def _lfs_batch(self, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -288,6 +331,31 @@ def _validated(card: str) -> tuple[dict[str, Any], int]:
 def _entry(name: str, file: File) -> dict[str, Any]:
     large = {"lfs": {"oid": file.oid, "size": len(file.content), "pointerSize": 134}} if file.large else {}
     return {"type": "file", "path": name, "size": len(file.content), "oid": file.oid, **large}
+
+
+def _tree(files: dict[str, File], below: str, *, recursive: bool) -> list[dict[str, Any]]:
+    """Files and folders in a folder ("": the root), or anywhere below it."""
+    start = f"{below}/" if below else ""
+    inside = {name: file for name, file in files.items() if name.startswith(start)}
+    folders = {name[:place] for name in inside for place in range(len(start), len(name)) if name[place] == "/"}
+    found: list[dict[str, Any]] = [
+        {"type": "directory", "path": name, "size": 0, "oid": _oid(name)} for name in sorted(folders)
+    ]
+    found += [_entry(name, file) for name, file in sorted(inside.items())]
+    return [entry for entry in found if recursive or "/" not in entry["path"][len(start) :]]
+
+
+def _oid(name: str) -> str:
+    return hashlib.sha1(name.encode()).hexdigest()
+
+
+def _part(content: bytes, wanted: str, headers: dict[str, str]) -> tuple[int, bytes, dict[str, str]]:
+    """The answer to a request for a range of bytes: `bytes=3-7`, or `bytes=3-`."""
+    first, _, last = wanted.removeprefix("bytes=").partition("-")
+    start, end = int(first), min(int(last or len(content) - 1), len(content) - 1)
+    if start > end:
+        return 416, b"", {"Content-Range": f"bytes */{len(content)}"}
+    return 206, content[start : end + 1], headers | {"Content-Range": f"bytes {start}-{end}/{len(content)}"}
 
 
 def _upload_mode(entry: dict[str, Any], files: dict[str, File]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from conftest import NO_NETWORK, ROOT, Command
@@ -26,6 +26,7 @@ from tiny import tiny_recipe, tiny_run
 import hfpretrain
 from hfpretrain import recipe as recipes
 from hfpretrain import secrets
+from hfpretrain.data.sources import open_source
 from hfpretrain.errors import CheckpointError, DataError, HFPretrainError, ModelError, RecipeError, RunError, UserError
 from hfpretrain.files import _digest_of, damage, remove, write_manifest
 from hfpretrain.hub import locate
@@ -551,15 +552,18 @@ def test_absurd_names_of_models_and_data_are_sentences(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for kind in ("model", "tokenizer", "dataset"):
+    kinds: tuple[Literal["model", "tokenizer"], ...] = ("model", "tokenizer")
+    for kind in kinds:
         with pytest.raises(UserError) as caught:
             locate(name, kind=kind)
+        assert "\0" not in str(caught.value)
+    for streaming in (False, True):
+        with pytest.raises(UserError) as caught:
+            open_source(recipes.Source(hub=name, streaming=streaming))
         assert "\0" not in str(caught.value)
     with pytest.raises(UserError):
         push(name, "me/model")
     with pytest.raises(HFPretrainError):
-        from hfpretrain.data.sources import open_source
-
         open_source(recipes.Source(files=name))
 
 

@@ -12,7 +12,7 @@ from architectures import ARCHITECTURES, MASKED, SIZES, recipe_for, tokenizer_fo
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, BertModel
 
 from hfpretrain.errors import DataError, HFPretrainError, ModelError
-from hfpretrain.hub import explain, locate
+from hfpretrain.hub import explain, find_commit, locate
 from hfpretrain.modeling.model import build_model, count_parameters, load_model
 
 Objective = Literal["clm", "mlm"]
@@ -297,7 +297,7 @@ def test_without_a_connection_a_name_fails_at_once(monkeypatch: pytest.MonkeyPat
         with pytest.raises(ModelError, match="neither a folder here nor"):
             locate(name, kind="tokenizer")
     with pytest.raises(DataError, match="the data set org/data"):
-        locate("org/data", kind="dataset")
+        find_commit("org/data", or_cached=True)
     assert time.monotonic() - began < 10
 
 

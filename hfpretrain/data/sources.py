@@ -15,9 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow as pa
-
-from hfpretrain import hub
 from hfpretrain.data.filters import Digests, Filters, in_words
 from hfpretrain.data.finding import find_files, size_and_time
 from hfpretrain.data.formats import (
@@ -32,9 +29,11 @@ from hfpretrain.data.formats import (
     fail,
     kind_of,
 )
+from hfpretrain.data.hub_sets import load, load_stream, not_loaded, place_of
 from hfpretrain.data.row_stream import FileStream, RowStream, State
 from hfpretrain.data.token_files import TokenFile, open_token_files
-from hfpretrain.errors import DataError, HFPretrainError
+from hfpretrain.errors import DataError
+from hfpretrain.hub import split_revision
 from hfpretrain.recipe import Source, size_in_bytes
 
 log = logging.getLogger(__name__)
@@ -242,21 +241,24 @@ def _open_hub(
 ) -> OpenSource:
     import datasets  # takes most of a second, and only this kind of source needs it
 
-    name = str(source.hub)
+    name, columns = str(source.hub), fingerprint["columns"]
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
+    place = place_of(source, key)
     try:
-        location = hub.locate(name, kind="dataset")
-        dataset = datasets.load_dataset(location, source.subset, split=source.split)
+        dataset = load(place, source, columns, key)
     except Exception as error:
-        raise _not_loaded(error, key, name) from error
-    columns = fingerprint["columns"]
+        raise not_loaded(error, key, name) from error
     check_columns(columns, dataset.column_names, f"{key}: {name}", fail)
     table = dataset.select_columns(list(columns)).with_format("arrow")
-    identity = {"kind": "hub", "hub": name, "subset": source.subset, "split": source.split}
+    identity = {"kind": "hub", "hub": split_revision(name)[0], "subset": source.subset, "split": source.split}
+    if isinstance(place, str):
+        identity |= {"hub": name, "revision": dataset._fingerprint}
+    else:
+        identity["revision"] = place.sha
     return OpenSource(
         key,
-        fingerprint | identity | {"revision": dataset._fingerprint},
+        fingerprint | identity,
         lambda report: arrow_rows(table.iter(batch_size=1000), columns, name, report),
         on_bad_rows,
         name=name,
@@ -264,47 +266,26 @@ def _open_hub(
     )
 
 
-def _not_loaded(error: Exception, key: str, name: str) -> HFPretrainError:
-    """What an error of `datasets` means, in a sentence."""
-    if isinstance(error, HFPretrainError):
-        return error
-    cause = error.__cause__
-    if isinstance(error, ValueError) and not isinstance(error, pa.ArrowException | UnicodeDecodeError):
-        # An unknown subset or split; the message lists those there are.
-        return DataError(f"{key}: {name}: {_one_line(error)}", hint=f"set {key}.subset or {key}.split")
-    for found in (error, cause):
-        if isinstance(found, ValueError):  # what a reader says about a damaged file
-            return DataError(f"{key}: {name} cannot be read: {_one_line(found)}")
-    return hub.explain(error, name, kind="dataset")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".")
-
-
 def _open_hub_stream(
     source: Source, on_bad_rows: Literal["error", "skip"], key: str, fingerprint: dict[str, Any]
 ) -> OpenSource:
-    """A data set of the Hub at its present commit, or the folder of one, read while training goes on."""
+    """One commit of a data set of the Hub, or the folder of one, read while training goes on."""
     name, columns = str(source.hub), fingerprint["columns"]
-    location = hub.locate(name, kind="dataset")
-    wanted: dict[str, Any] = {"streaming": True, "path": location, "name": source.subset, "split": source.split}
+    place = place_of(source, key)
     fingerprint |= {"kind": "hub stream", "hub": name, "subset": source.subset, "split": source.split}
-    if Path(location).is_dir():
-        below = sorted(path for path in Path(location).rglob("*") if path.is_file())
-        fingerprint["files"] = [[str(path.relative_to(location)), *size_and_time(path)] for path in below]
+    if isinstance(place, str):
+        below = sorted(path for path in Path(place).rglob("*") if path.is_file())
+        fingerprint["files"] = [[str(path.relative_to(place)), *size_and_time(path)] for path in below]
     else:
-        fingerprint["revision"] = wanted["revision"] = hub.dataset_commit(location)
+        fingerprint |= {"hub": split_revision(name)[0], "revision": place.sha}
 
-    def load() -> Any:
-        import datasets
-
-        dataset = datasets.load_dataset(**wanted)
+    def opened() -> Any:
+        dataset = load_stream(place, source)
         if dataset.column_names is not None:
             check_columns(columns, dataset.column_names, f"{key}: {name}", fail)
         return dataset.select_columns(list(columns)).with_format("arrow")
 
-    stream = RowStream(key, name, columns, load, lambda error: _not_loaded(error, key, name))
+    stream = RowStream(key, name, columns, opened, lambda error: not_loaded(error, key, name))
     return OpenSource(key, fingerprint, stream.rows, on_bad_rows, name=name, stream=stream, columns=columns)
 
 

@@ -19,7 +19,7 @@ from hfpretrain.recipe import load as load_recipe
 from hfpretrain.recipe_stages import training_sources
 
 ONLY_FILES: dict[str, Any] = dict.fromkeys(
-    ("builtin", "size", "tokens", "dtype", "hub", "subset", "weight", "min_chars", "max_chars", "drop_list")
+    ("builtin", "size", "tokens", "dtype", "hub", "subset", "commit", "weight", "min_chars", "max_chars", "drop_list")
 ) | {"deduplicate": False, "repeat": True, "streaming": False}
 """What a source has to lose to name other files, all of which count."""
 

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from hfpretrain.amounts import count, span
+from hfpretrain.data.hub_sets import keep_commits
 from hfpretrain.errors import CheckpointError, RecipeError, RunError
 from hfpretrain.evaluation import Evaluated
 from hfpretrain.files import move_files, remove, write_whole
@@ -103,6 +104,8 @@ class Start:
     """Where a run begins or goes on. The first process decides it and tells the others, so that all do the same."""
 
     state: State
+    recipe: Recipe
+    """What was asked for, with the commits of data sets that the run began with."""
     checkpoint: Path | None = None
     """The newest whole one, if there is one."""
     progress: Progress = field(default_factory=Progress)
@@ -125,14 +128,17 @@ def find_start(run: Run, recipe: Recipe, held: ExitStack, *, resume: bool, allow
     if checkpoint is None:  # nothing is learnt yet, or nothing will be any more
         if run.recipe_file.exists():
             before = load(run.recipe_file)
+            recipe = keep_commits(recipe, before)
             check_unchanged(before, recipe, run, allowed=allow_changes)
             if state == "finished" and before.train.duration != recipe.train.duration:
                 said = "%s is finished: to train on, give its path as model.from to a run of its own"
                 log.warning(said, run.path)
-        return Start(state)
+        return Start(state, recipe)
     progress = Progress.read(checkpoint)
-    changes = check_unchanged(progress.trained_with(checkpoint), recipe, run, allowed=allow_changes)
-    return Start(state, checkpoint, progress, tuple(changes), allow_changes)
+    before = progress.trained_with(checkpoint)
+    recipe = keep_commits(recipe, before)
+    changes = check_unchanged(before, recipe, run, allowed=allow_changes)
+    return Start(state, recipe, checkpoint, progress, tuple(changes), allow_changes)
 
 
 def require_asked_for(run: Run, *, resume: bool) -> State:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from hfpretrain.data.hub_sets import at_commits
 from hfpretrain.data.mixing import exact
 from hfpretrain.data.order import derived
 from hfpretrain.data.row_stream import Interrupted
@@ -67,6 +68,7 @@ def train(recipe: Recipe, *, resume: bool = False, allow_changes: bool = False, 
                     publisher = unfinished_pushes(recipe, run)
                 log.info("%s is finished%s", run.path, "" if publisher else "; nothing to do")
             else:
+                recipe = told_to_all(accelerator, lambda: at_commits(start.recipe))
                 session = prepare_session(recipe, run, accelerator, start.checkpoint)
                 at = begin(session, start)
                 publisher = run_loop(session, at, start.checkpoint, request)
