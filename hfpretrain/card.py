@@ -257,7 +257,7 @@ def shareable(report: dict[str, Any], recipe: recipes.Recipe) -> dict[str, Any]:
     mapping = recipes.to_mapping(recipe)
     for key in ("output_dir", "hub", "trackers"):
         mapping.pop(key)
-    for key in ("pairs", "metrics"):  # files of that machine, and code
+    for key in ("pairs", "metrics", "prompts"):  # files of that machine, code, and texts of its own
         mapping["evaluation"].pop(key)
     validation = mapping["data"]["validation"]
     sources = [*mapping["data"].get("sources", []), *(validation if isinstance(validation, list) else [])]

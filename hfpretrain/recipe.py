@@ -216,6 +216,9 @@ def _contradictions(recipe: Recipe, draft: Draft) -> Iterator[tuple[Keys, str]]:
         total = schedule.warmup.value + schedule.decay.value
         if total > 100 and not draft.doubtful(("schedule", "warmup")):
             yield ("schedule", "decay"), f"warmup and decay together are {total:g}%, more than the run"
+    for number, text in enumerate(recipe.evaluation.prompts or ()):
+        if recipe.objective == "mlm" and "[MASK]" not in text and "<mask>" not in text:
+            yield ("evaluation", "prompts", number), f"there is no [MASK] to fill in {quoted(text)}"
     for part, factor in recipe.optimizer.lr_factors.items():
         if not isinstance(factor, int | float) or isinstance(factor, bool) or not 0 <= factor < math.inf:
             yield ("optimizer", "lr_factors", part), f"expects a number, at least 0, not {shown(factor)}"

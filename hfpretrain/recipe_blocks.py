@@ -277,6 +277,9 @@ class Evaluation:
     """Steps, tokens, epochs, minutes or percent of the run between two evaluations."""
     max_tokens: WholeNumber | None = None
     """Evaluate on this many held-out tokens at most while training; the last evaluation takes them all."""
+    prompts: tuple[str, ...] | None = None
+    """Texts that the model is shown on each time: to continue, or with [MASK] in them. Default: hub.examples, or how
+    held-out documents begin; an empty list shows none."""
     masking_rate: Rate = 0.15
     """Share of the held-out tokens that are guessed (mlm only), whatever masking.rate is, so that runs compare."""
     pseudo_perplexity: bool = False

@@ -57,7 +57,7 @@ def tiny_recipe(folder: Path, objective: str = "clm", *overrides: str, name: str
         "data": {"sources": [{"files": str(corpus)}], "validation": "10%", "block_size": 16},
         "train": {"duration": 12, "batch_size": 4, "log_every": 1, "precision": "fp32"},
         "optimizer": {"lr": 1e-3},
-        "evaluation": {"every": 6},
+        "evaluation": {"every": 6, "prompts": []},
         "checkpoints": {"every": 5},
     }
     return from_mapping(mapping, overrides)

@@ -4,6 +4,7 @@ from hfpretrain.training.begin import Progress
 from hfpretrain.training.console import Display
 from hfpretrain.training.guard import gathered
 from hfpretrain.training.metrics import Metrics
+from hfpretrain.training.samples import in_words, samples_now
 from hfpretrain.training.session import Session
 from hfpretrain.training.signals import StopRequest
 
@@ -21,10 +22,13 @@ def evaluate_now(
         max_tokens=most,
         stopped=lambda: bool(request.signal),
     )
+    shown = samples_now(session) if evaluated and session.accelerator.is_main_process else []
     metrics.restart_clock()
     at.evaluation_due = evaluated is None
     if evaluated is None:
         return
     at.evaluated, at.evaluated_after, at.evaluated_all = evaluated, at.step, most is None
-    metrics.write({"step": at.step, **evaluated.as_dict()})
+    metrics.write({"step": at.step, **evaluated.as_dict()} | ({"samples": shown} if shown else {}))
     display.say(f"step {at.step}: {evaluated}")
+    for sample in shown:
+        display.say(f"  {in_words(sample)}")

@@ -4,36 +4,26 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from hfpretrain import hardware
 from hfpretrain.amounts import span
 from hfpretrain.card import LOCAL, NEUTRAL, write_card
-from hfpretrain.data.blocks import PADDING, Block, BoolArray, IntArray
 from hfpretrain.data.floor import grammar_loss
 from hfpretrain.errors import CheckpointError
 from hfpretrain.evaluation import Evaluated
 from hfpretrain.files import damage, move_files, remove, write_manifest, write_whole
-from hfpretrain.inference import CausalLM, load
 from hfpretrain.recipe_stages import validation_sources
 from hfpretrain.run import Run
 from hfpretrain.training.checkpoint import require_room, saved_bytes, written_by_all
 from hfpretrain.training.metrics import Metrics
+from hfpretrain.training.samples import example_texts, samples_of
 from hfpretrain.training.session import Session, describe, utilisation
 
 log = logging.getLogger(__name__)
 
-SAMPLES = 3
-WORDS, TOKENS = {"clm": 5, "mlm": 12}, 64
-"""Of a document that a sample shows: so many words, which are among so many tokens."""
 FINISHED = "finished run"
 """What the manifest in a finished run is of."""
-LOOKED_AT = 50
-"""Blocks in which beginnings of documents are looked for."""
 
 
 def finish(session: Session, metrics: Metrics, step: int, seconds: float, evaluated: Evaluated | None) -> None:
@@ -113,7 +103,7 @@ def save_final(session: Session, report: dict[str, Any]) -> None:
     held_out = [describe(source) for _, source in validation_sources(session.recipe.data)]
     public = all(source["name"] != LOCAL for source in [*session.facts["sources"], *held_out])
     examples = session.recipe.hub.examples or (beginnings if public else [NEUTRAL[session.recipe.objective]])
-    report |= {"example": beginnings[0], "samples": samples(run.partial, examples)}
+    report |= {"example": beginnings[0], "samples": samples_of(run.partial, examples)}
     write_whole(run.partial / run.report_file.name, json.dumps(report, indent=1) + "\n")
     also = [file for file in (run.recipe_file, run.metrics_file) if file.is_file() and os.access(file, os.R_OK)]
     write_manifest(run.partial, of=FINISHED, also=also)
@@ -151,52 +141,3 @@ def what_it_came_to(
         "peak_memory_bytes": hardware.peak_memory(session.accelerator.device),
         "mask_token": session.tokenizer.mask_token,
     }
-
-
-def example_texts(session: Session) -> list[str]:
-    """Texts to try the model with: how documents of the held-out data, if there is some, begin."""
-    batches = session.batches
-    blocks = batches.validation or batches.parts[0].blocks
-    looked_at = [blocks[number] for number in range(min(LOOKED_AT, len(blocks)))]
-    found = [tokens for block in looked_at if len(tokens := beginning(block, paired=blocks.paired))]
-    found = found[:SAMPLES] or [looked_at[0].token_ids[looked_at[0].documents == 0]]
-    return [example_text(session, tokens) for tokens in found]
-
-
-def beginning(block: Block, *, paired: bool) -> IntArray:
-    """The longest document that begins in the block, or nothing if it is short; of a pair the prompt."""
-    shown: BoolArray = (block.documents == 0) & ~block.targets
-    if not paired:
-        lengths = np.bincount(block.documents[block.documents != PADDING])
-        lengths[0] = 0  # it may have begun in the block before
-        shown = (block.documents == lengths.argmax()) & (lengths.max() > 2 * WORDS["clm"])
-    tokens: IntArray = block.token_ids[shown]
-    return tokens
-
-
-def example_text(session: Session, tokens: IntArray) -> str:
-    """The first words that the tokens spell; for mlm at most a sentence, with a word in the middle masked."""
-    objective = session.recipe.objective
-    words = session.tokenizer.decode(tokens[:TOKENS].tolist(), skip_special_tokens=True).split() or ["The"]
-    words = words[: WORDS[objective]]
-    if objective == "mlm":
-        ends = [number for number, word in enumerate(words, start=1) if word[-1] in ".!?"]
-        words = words[: ends[0] if ends else None]
-        words[(len(words) - 1) // 2] = "[MASK]"
-    return " ".join(words)
-
-
-def samples(model: Path, examples: Sequence[str]) -> list[dict[str, Any]]:
-    """What the saved model makes of the examples: the proof that it loads, too."""
-    found: list[dict[str, Any]] = []
-    try:
-        llm = load(model, device="cpu")
-        for text in examples:
-            if isinstance(llm, CausalLM):
-                found.append({"text": text, "continuation": llm.generate(text, max_new_tokens=24)})
-            else:
-                first_mask = llm.fill(text, top_k=3)[0]
-                found.append({"text": text, "fills": [[each.token, each.probability] for each in first_mask]})
-    except Exception as error:  # the model is saved: what cannot be shown of it must not fail the run
-        log.warning("the card will lack samples (%s: %s)", type(error).__name__, error)
-    return found
