@@ -28,6 +28,7 @@ FLOORS = [
 PARTS = {
     "recipe_blocks": "recipe",
     "recipe_contents": "recipe",
+    "recipe_continuing": "recipe",
     "recipe_loading": "recipe",
     "recipe_stages": "recipe",
     "recipe_types": "recipe",
@@ -37,6 +38,7 @@ PARTS = {
     "card": "publish",
     "cli_data": "cli",
     "cli_models": "cli",
+    "cli_options": "cli",
     "check_data": "check",
 }
 LIGHT = [

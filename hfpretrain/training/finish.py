@@ -19,7 +19,7 @@ from hfpretrain.evaluation import Evaluated, evaluate
 from hfpretrain.files import damage, move_files, remove, write_manifest, write_whole
 from hfpretrain.inference import CausalLM, load
 from hfpretrain.recipe_stages import validation_sources
-from hfpretrain.run import Run
+from hfpretrain.run import FINISHED, Run
 from hfpretrain.training.checkpoint import require_room, saved_bytes, written_by_all
 from hfpretrain.training.metrics import Metrics
 from hfpretrain.training.session import Session, describe, utilisation
@@ -29,8 +29,6 @@ log = logging.getLogger(__name__)
 SAMPLES = 3
 WORDS, TOKENS = {"clm": 5, "mlm": 12}, 64
 """Of a document that a sample shows: so many words, which are among so many tokens."""
-FINISHED = "finished run"
-"""What the manifest in a finished run is of."""
 LOOKED_AT = 50
 """Blocks in which beginnings of documents are looked for."""
 
