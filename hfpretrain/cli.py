@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from hfpretrain.cli_data import print_sources
+from hfpretrain.cli_experiments import find_lr, sweep
 from hfpretrain.cli_models import load_model, print_next_words, vars_of
 from hfpretrain.cli_options import AsJson, ModelName, Overrides, RecipeFile
 from hfpretrain.errors import HFPretrainError, UserError
@@ -110,6 +111,10 @@ def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
     from hfpretrain.check import check
 
     Console(highlight=False).print(check(loaded), soft_wrap=True)
+
+
+app.command("find-lr")(find_lr)
+app.command()(sweep)
 
 
 @app.command()
