@@ -73,7 +73,7 @@ def _metadata(report: dict[str, Any], recipe: recipes.Recipe) -> ModelCardData:
         pipeline_tag=_TASKS[report["objective"]],
         tags=["hfpretrain", report["architecture"]],
         datasets=datasets or None,
-        base_model=split_revision(report["base_model"] or "")[0] or None,
+        base_model=split_revision(_base_on_hub(report) or "")[0] or None,
         model_name=report["name"],
         eval_results=[
             EvalResult(
@@ -89,6 +89,12 @@ def _metadata(report: dict[str, Any], recipe: recipes.Recipe) -> ModelCardData:
         ]
         or None,
     )
+
+
+def _base_on_hub(report: dict[str, Any]) -> str | None:
+    """The model on the Hub that it was made from, itself or by the runs before it."""
+    found = [report["base_model"], *(each["base_model"] for each in reversed(report.get("lineage") or []))]
+    return next(filter(None, found), None)
 
 
 def _held_out(recipe: recipes.Recipe) -> str:
@@ -107,6 +113,8 @@ def _body(report: dict[str, Any], recipe: recipes.Recipe, repo_id: str | None, r
     link = f"{_HOME}/{base}" + (f"/tree/{at}" if at else "")
     started = f", continued from [{report['base_model']}]({link})" if base else ", trained from scratch"
     started = ", continued from other weights" if recipe.model.from_ and not base else started
+    if lineage := report.get("lineage"):
+        started = f", continued from the run {lineage[-1]['run']}"
     where = "" if repo_id else " Run it in the folder of this model, or put the model's name in place of the dot."
     sections = [
         f"# {report['name']}",
@@ -199,6 +207,7 @@ def _facts(report: dict[str, Any], recipe: recipes.Recipe) -> list[list[str]]:
     first, last = batch_sizes(train)
     blocks = f"{first}" if first == last else f"{first} to {last}"
     return [
+        *_lineage(report),
         ["steps", f"{report['steps']:,} of {blocks} blocks of {_block_sizes(recipe)} tokens"],
         *(["data, in turn and shares", line] for line in report.get("mixing", [])),
         *(
@@ -218,6 +227,18 @@ def _facts(report: dict[str, Any], recipe: recipes.Recipe) -> list[list[str]]:
         ["speed", f"{report['tokens_per_second']:,.0f} tokens/s, {report['mfu']:.0%} of the hardware's matrix rate"],
         ["compute", f"{report['flops']:.2g} FLOPs"],
     ]
+
+
+def _lineage(report: dict[str, Any]) -> list[list[str]]:
+    """A line for each run that the weights come from, the first one first."""
+    lines = []
+    for each in report.get("lineage") or []:
+        seen = "" if each["tokens"] is None else f", {each['tokens']:,} tokens"
+        state = ", with its optimizer's state" if each["optimizer"] else ""
+        lines.append(
+            ["started from", f"{each['run']}, step {each['step']:,}{seen} of {' and '.join(each['data'])}{state}"]
+        )
+    return lines
 
 
 def _block_sizes(recipe: recipes.Recipe) -> str:

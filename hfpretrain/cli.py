@@ -14,8 +14,10 @@ import typer
 
 from hfpretrain.cli_data import print_sources
 from hfpretrain.cli_evaluate import evaluate
+from hfpretrain.cli_experiments import find_lr, sweep
 from hfpretrain.cli_models import load_model, print_next_words, vars_of
-from hfpretrain.errors import HFPretrainError
+from hfpretrain.cli_options import AsJson, ModelName, Overrides, RecipeFile
+from hfpretrain.errors import HFPretrainError, UserError
 from hfpretrain.process import CurrentStderr, follow_launcher, leave, prepare_environment
 from hfpretrain.secrets import without_secrets
 from hfpretrain.training.signals import StopNow, stop_on_signals
@@ -33,24 +35,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe: a YAML file.", show_default=False)]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[KEY=VALUE]...", help="Keys to set over the file, e.g. train.duration=50.", show_default=False
-    ),
-]
-ModelName = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        "-m",
-        help="A run, checkpoint, model folder or Hub id. Default: $HFPRETRAIN_MODEL, else the newest finished run.",
-        show_default=False,
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
 
 @app.command()
 def train(
@@ -62,6 +46,13 @@ def train(
     allow_changes: Annotated[
         bool, typer.Option("--allow-changes", help="Resume even if recipe or data changed in what is learnt.")
     ] = False,
+    from_run: Annotated[
+        str | None,
+        typer.Option(metavar="RUN", help="Start from the weights of this run, or checkpoint.", show_default=False),
+    ] = None,
+    with_optimizer: Annotated[
+        bool, typer.Option("--with-optimizer", help="With --from-run: and from its optimizer's state.")
+    ] = False,
 ) -> None:
     """Train what the recipe says.
 
@@ -71,11 +62,19 @@ def train(
 
     with stop_on_signals():  # from here on: importing the libraries takes seconds
         follow_launcher()
-        loaded = load(recipe, overrides or [])
         prepare_environment()
+        again = resume or allow_changes
+        if from_run is None:
+            if with_optimizer:
+                raise UserError("--with-optimizer goes with --from-run", hint="name the run whose state is meant")
+            loaded = load(recipe, overrides or [])
+        else:
+            from hfpretrain.training.lineage import load_from_run
+
+            loaded = load_from_run(recipe, overrides or [], from_run, with_optimizer=with_optimizer, resume=again)
         from hfpretrain.training.loop import train
 
-        run = train(loaded, resume=resume or allow_changes, allow_changes=allow_changes)
+        run = train(loaded, resume=again, allow_changes=allow_changes)
     if int(os.environ.get("RANK", "0")) == 0:
         report = run.report()
         typer.echo(f"run         {run.path}")
@@ -91,7 +90,7 @@ def train(
                 f"validation  loss {report['validation_loss']:.4f}, perplexity {report['validation_perplexity']:.2f}"
                 + (f", {bits:.4f} bits per byte" if bits else "")
             )
-        if report["validation_floor"] is not None:
+        if report.get("validation_floor") is not None:
             floor = f"loss {report['validation_floor']:.4f}"
             typer.echo(f"floor       {floor}: what the grammar of the builtin corpus itself comes to on these texts")
         if "averaged" in report:
@@ -120,6 +119,10 @@ def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
     from hfpretrain.check import check
 
     Console(highlight=False).print(check(loaded), soft_wrap=True)
+
+
+app.command("find-lr")(find_lr)
+app.command()(sweep)
 
 
 @app.command()

@@ -36,6 +36,7 @@ from hfpretrain.recipe_blocks import (
     Train,
 )
 from hfpretrain.recipe_contents import Keys
+from hfpretrain.recipe_continuing import Base
 from hfpretrain.recipe_loading import Draft, to_plain
 from hfpretrain.recipe_stages import (
     amounts_of,
@@ -50,6 +51,7 @@ from hfpretrain.recipe_types import quoted, schema_of, shown
 __all__ = [
     "Amount",
     "Averaging",
+    "Base",
     "BatchRamp",
     "Checkpoints",
     "Data",
@@ -83,13 +85,13 @@ SMALLEST_FIM_BLOCK = 16
 _NOT_NOTHING = (("train", "duration"), ("evaluation", "every"), ("checkpoints", "every"))
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load(path: str | Path, overrides: Sequence[str] = (), *, base: Base | None = None) -> Recipe:
     """The recipe in a YAML file, with overrides such as `train.duration=50` and every default resolved.
 
-    Null, or nothing after a colon, stands for the default. Raises RecipeError: one line for each thing
-    that is wrong, with file, line and dotted key.
+    Null, or nothing after a colon, stands for the default. With `base`, model and tokenizer are that run's. Raises
+    RecipeError: one line for each thing that is wrong, with file, line and dotted key.
     """
-    return _recipe(Draft.from_file(Recipe, path), overrides, default_name=Path(path).stem)
+    return _recipe(Draft.from_file(Recipe, path), overrides, default_name=Path(path).stem, base=base)
 
 
 def from_mapping(mapping: dict[str, Any], overrides: Sequence[str] = ()) -> Recipe:
@@ -121,9 +123,11 @@ def json_schema() -> dict[str, Any]:
     return schema_of(Recipe)
 
 
-def _recipe(draft: Draft, overrides: Sequence[str], *, default_name: str) -> Recipe:
+def _recipe(draft: Draft, overrides: Sequence[str], *, default_name: str, base: Base | None = None) -> Recipe:
     for text in overrides:
         draft.override(text)
+    if base is not None:
+        base.settle(draft)
     recipe = _resolved(draft.build(), default_name)
     for keys, message in _contradictions(recipe, draft):
         if not draft.doubtful(keys):
@@ -318,6 +322,8 @@ def _idle_keys(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
         yield ("model", "architecture"), "architecture and from exclude each other: model.from brings its own"
         for key in ("config", "size"):
             yield ("model", key), f"{key} is for a new model: model.from brings its own"
+    else:
+        yield ("optimizer", "from_checkpoint"), "from_checkpoint is for model.from, which is missing"
     tokenizer = recipe.tokenizer
     if tokenizer.from_ or recipe.model.from_:
         owner = "tokenizer.from" if tokenizer.from_ else "model.from"

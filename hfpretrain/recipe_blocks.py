@@ -237,6 +237,9 @@ class Optimizer:
     """Learning rates of parts of the model, as factors of lr: {embeddings: 2, output: 0.5, "*.layers.0.*": 0.1}. A part
     is embeddings, output (where it is not the embeddings), matrices, vectors (norms and biases), or a pattern of
     parameters' names; the first that a parameter is in counts. 0 leaves it as it is."""
+    from_checkpoint: bool = False
+    """Start with the optimizer's state that model.from, a checkpoint of a run, holds: its moments, and how many steps
+    they are of. Without it they start from nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,8 @@ State = Literal["empty", "started", "finished"]
 
 PROGRESS = "progress.json"
 """In a checkpoint: how far the run was."""
+FINISHED = "finished run"
+"""What the manifest in a finished run is of."""
 LOCK = ".lock"
 """The file that a process which trains in a run directory has locked; it counts as nothing."""
 DAMAGED = "damaged-"

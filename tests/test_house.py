@@ -19,7 +19,7 @@ FLOORS = [
     ["inference"],
     ["evaluation", "preparation", "publish"],
     ["training"],
-    ["check", "verify"],
+    ["check", "sweep", "verify"],
     ["__init__"],
     ["cli"],
     ["__main__"],
@@ -28,6 +28,7 @@ FLOORS = [
 PARTS = {
     "recipe_blocks": "recipe",
     "recipe_contents": "recipe",
+    "recipe_continuing": "recipe",
     "recipe_loading": "recipe",
     "recipe_stages": "recipe",
     "recipe_types": "recipe",
@@ -37,7 +38,9 @@ PARTS = {
     "card": "publish",
     "cli_data": "cli",
     "cli_evaluate": "cli",
+    "cli_experiments": "cli",
     "cli_models": "cli",
+    "cli_options": "cli",
     "check_data": "check",
 }
 LIGHT = [

@@ -23,6 +23,7 @@ from hfpretrain.run import PROGRESS, Run, State, newest_whole
 from hfpretrain.training.changes import check_unchanged, compare_surroundings, surroundings
 from hfpretrain.training.checkpoint import SMALL_FILES, prune, restore_checkpoint, set_aside_later, written_by_all
 from hfpretrain.training.guard import Judged
+from hfpretrain.training.lineage import told
 from hfpretrain.training.lines import Lines, Written
 from hfpretrain.training.metrics import Metrics, Window
 from hfpretrain.training.micro_batch import seconds_of
@@ -39,6 +40,8 @@ class Progress:
     """How far a run is; saved with each checkpoint, beside model and optimizer."""
 
     step: int = 0
+    tokens: int = 0
+    """That were seen."""
     seconds: float = 0.0
     window: Window = field(default_factory=Window)
     steady: Window = field(default_factory=Window)
@@ -56,7 +59,7 @@ class Progress:
     """The fingerprint of the data."""
     marks: dict[str, Any] = field(default_factory=dict)
     """From where streamed sources are read on."""
-    bases: dict[str, str | None] = field(default_factory=dict)
+    bases: dict[str, Any] = field(default_factory=dict)
     """The facts of model and tokenizer that the run began with: whether they are local folders is not seen later."""
     micro_batch_size: int | None = None
     learning_rate: float | None = None
@@ -201,7 +204,7 @@ def begin(session: Session, start: Start) -> Progress:
     progress.surroundings = now
     session.batches.remember(progress.marks)
     session.facts |= {"changes": progress.changes, **progress.bases}
-    progress.bases = {key: session.facts[key] for key in ("base_model", "base_tokenizer")}
+    progress.bases = {key: session.facts[key] for key in ("base_model", "base_tokenizer", "lineage")}
     session.judged = progress.judged
     session.guard.remember(progress.judged.recent)
     own = session.batches.sizes.last // int(accelerator.num_processes)
@@ -209,6 +212,9 @@ def begin(session: Session, start: Start) -> Progress:
         session.micro_batch_size = progress.micro_batch_size  # dropout depends on it
     if session.plan.done(progress.step, progress.seconds) >= 1:
         evaluate_as_last(session, progress)
+    if checkpoint is None and session.facts["lineage"]:
+        with_state = ", with its optimizer's state" if recipe.optimizer.from_checkpoint else ""
+        log.info("starting from %s%s", told(session.facts["lineage"]), with_state)
     if checkpoint is None and start.state == "started":
         log.info("%s has no checkpoint: it starts from the beginning", run.path)
     with written_by_all(accelerator, str(run.path), run.partial, SMALL_FILES):

@@ -21,7 +21,8 @@ HARMLESS = {
 LIBRARIES = ("python", "torch", "transformers", "accelerate", "tokenizers")
 """What other versions of may give other last bits."""
 FIXED = {
-    *("objective", "model", "tokenizer", "optimizer.name", "optimizer.lr_factors", "averaging"),
+    *("objective", "model", "tokenizer", "optimizer.name", "optimizer.lr_factors"),
+    *("optimizer.from_checkpoint", "averaging"),
     *("data.block_size", "data.stages", "train.batch_size"),
 }
 """Keys that made what a checkpoint holds, or by which a step is a place in the data: no run goes on with others."""

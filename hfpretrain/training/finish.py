@@ -14,16 +14,13 @@ from hfpretrain.errors import CheckpointError
 from hfpretrain.evaluation import Evaluated
 from hfpretrain.files import damage, move_files, remove, write_manifest, write_whole
 from hfpretrain.recipe_stages import validation_sources
-from hfpretrain.run import Run
+from hfpretrain.run import FINISHED, Run
 from hfpretrain.training.checkpoint import require_room, saved_bytes, written_by_all
 from hfpretrain.training.metrics import Metrics
 from hfpretrain.training.samples import example_texts, samples_of
 from hfpretrain.training.session import Session, describe, utilisation
 
 log = logging.getLogger(__name__)
-
-FINISHED = "finished run"
-"""What the manifest in a finished run is of."""
 
 
 def finish(session: Session, metrics: Metrics, step: int, seconds: float, evaluated: Evaluated | None) -> None:

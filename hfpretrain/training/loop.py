@@ -166,7 +166,7 @@ def save_now(session: Session, metrics: Metrics, publisher: Publisher | None, at
     at.window, at.steady = gathered(session, metrics), metrics.steady
     at.judged.recent = session.guard.recent_losses()
     at.data, at.micro_batch_size = session.batches.fingerprint, session.micro_batch_size
-    at.marks = session.batches.marks(at.step)
+    at.marks, at.tokens = session.batches.marks(at.step), session.plan.tokens(at.step)
     at.metrics = metrics.save()  # before the checkpoint: after a power loss no line up to it is missing
     saved = save_checkpoint(
         session.run.checkpoints,

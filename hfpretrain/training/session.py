@@ -34,6 +34,7 @@ from hfpretrain.training.averaging import Average
 from hfpretrain.training.budget import in_tokens, learning_rate
 from hfpretrain.training.checkpoint import save_with_transformers
 from hfpretrain.training.guard import Guard, Judged
+from hfpretrain.training.lineage import carry_over, check_carried, lineage_of
 from hfpretrain.training.metrics import Phases
 from hfpretrain.training.micro_batch import choose_micro_batch_size
 from hfpretrain.training.optimizer import build_optimizers
@@ -91,6 +92,9 @@ def prepare_session(recipe: Recipe, run: Run, accelerator: Accelerator, checkpoi
     transformers.utils.logging.disable_progress_bar()  # a bar for every file saved
     if accelerator.device.type == "cpu":
         hardware.keep_freed_memory()
+    carried = recipe.optimizer.from_checkpoint and checkpoint is None
+    if carried:
+        check_carried(recipe)
     with accelerator.main_process_first():  # the others find what the first one has prepared
         tokenizer = load_tokenizer(str(checkpoint), recipe.objective) if checkpoint else build_tokenizer(recipe)
         check_tokenizer(recipe, tokenizer)
@@ -135,6 +139,7 @@ def prepare_session(recipe: Recipe, run: Run, accelerator: Accelerator, checkpoi
         ],
         "base_model": hub_name(recipe.model.from_),
         "base_tokenizer": hub_name(recipe.tokenizer.from_),
+        "lineage": lineage_of(recipe, describe),
         "shortcuts": str(shortcuts),
         "precision": precision,
         "device": hardware.device_name(accelerator.device),
@@ -157,6 +162,8 @@ def prepare_session(recipe: Recipe, run: Run, accelerator: Accelerator, checkpoi
         torch.cuda.reset_peak_memory_stats(accelerator.device)
     if compiled:  # not before the counting: what the compiler meets in such a mode it passes over ever after
         model.compile()
+    if carried:
+        carry_over(recipe, optimizers)
     average = Average.of(recipe, plan)
     prepared, *optimizers = accelerator.prepare(model.train(), *optimizers)
     save_with_transformers(accelerator, average)
