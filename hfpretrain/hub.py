@@ -32,7 +32,7 @@ class Commit:
     repo_id: str
     sha: str
     away: Exception | None = None
-    """Why the Hub was not asked or did not answer, so that the cache has to do; None where it knows this commit."""
+    """Why the cache has to do: the Hub did not answer, or has this commit no more; None where it knows the commit."""
 
 
 def locate(name: str, *, kind: Literal["model", "tokenizer"]) -> str:
@@ -100,6 +100,11 @@ def explain(error: Exception, name: str, *, kind: Kind) -> HFPretrainError:
             )
         if isinstance(cause, errors.RevisionNotFoundError):
             repo_id, revision = split_revision(name)
+            if is_commit(revision or ""):
+                return user_error(
+                    f"the {_WORDS[kind]} {repo_id} has no commit {revision} on the Hub",
+                    hint="give another one; if it was there before, the history has been rewritten since",
+                )
             return user_error(
                 f"the {_WORDS[kind]} {repo_id} has no revision {revision}",
                 hint="give one of its branches, tags or commits behind the @",
@@ -199,9 +204,11 @@ def find_commit(name: str, *, or_cached: bool) -> Commit:
     """The commit that a data set of the Hub (`org/name`, `org/name@revision`) is at now.
 
     Where the Hub cannot be reached (or HF_HUB_OFFLINE is set), and the cache may do, the one that it was at when it was
-    last downloaded whole. Raises DataError, or HFPretrainError where the Hub itself failed.
+    last downloaded whole; and a commit itself, which never changes, where the Hub has it no more. Raises DataError, or
+    HFPretrainError where the Hub itself failed.
     """
     from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import RevisionNotFoundError
 
     repo_id, revision = split_revision(name)
     try:
@@ -209,6 +216,8 @@ def find_commit(name: str, *, or_cached: bool) -> Commit:
         found = HfApi().dataset_info(repo_id, revision=revision, timeout=float(constants.HF_HUB_ETAG_TIMEOUT))
     except Exception as error:
         cached = _without_the_hub(error, lambda: _remembered(name)) if or_cached else None
+        if or_cached and isinstance(error, RevisionNotFoundError) and is_commit(revision or ""):
+            cached = revision
         if cached is None:
             raise explain(error, name, kind="dataset") from error
         return Commit(repo_id, cached, error)

@@ -376,3 +376,40 @@ def test_without_the_hub(tmp_path: Path, hub: LoopbackHub, environment: dict[str
     assert failing.status == status, failing.said
     assert said in failing.said
     assert "Traceback" not in failing.said
+
+
+def test_a_history_that_was_rewritten(tmp_path: Path, hub: LoopbackHub, environment: dict[str, str]) -> None:
+    """The Hub has a run's commit no more: what is in the cache serves, a stream is refused and says why."""
+    repository = hub.repositories["datasets/org/parquet"]
+    whole = recipe_of(tmp_path, "whole", "{hub: org/parquet}", "train.duration=20", "evaluation.every=20")
+    streamed = recipe_of(tmp_path, "streamed", "{hub: org/parquet, streaming: true}", "train.duration=1")
+    kept = f"data.sources.0.commit={repository.branches['main']}"
+    (began,) = one_after_another(tmp_path, [["data", whole]], **environment)
+    assert began.status == 0, began.said
+    repository.commits.clear()
+    repository.commit("main", shards("parquet", seed=50), "all in one")
+    cached, gone = one_after_another(tmp_path, [["data", whole, kept], ["data", streamed, kept]], **environment)
+    assert cached.status == 0, cached.said
+    assert "the Hub has this commit no more: the data set org/parquet is taken from the cache" in cached.said
+    assert "data.sources.0: using" in cached.said
+    elsewhere = environment | {"HF_HOME": str(tmp_path / "other")}
+    (nowhere,) = one_after_another(tmp_path, [["data", whole, kept]], **elsewhere)
+    for refused in (gone, nowhere):
+        assert refused.status == 2, refused.said
+        assert f"the data set org/parquet has no commit {kept[-40:]} on the Hub" in refused.said
+        assert "the history has been rewritten" in refused.said
+        assert "Traceback" not in refused.said
+
+
+def test_a_card_that_promises_other_rows(tmp_path: Path, hub: LoopbackHub, environment: dict[str, str]) -> None:
+    card = (
+        "---\ndataset_info:\n  features:\n  - {name: text, dtype: string}\n  - {name: id, dtype: int64}\n"
+        "  splits:\n  - {name: train, num_bytes: 10, num_examples: 901}\n---\n"
+    )
+    hub.repositories["datasets/org/parquet"].commit(
+        "main", {"README.md": File(card.encode(), large=False)} | shards("parquet"), "one row is missing"
+    )
+    recipe = recipe_of(tmp_path, "run", "{hub: org/parquet}", "train.duration=1")
+    (refused,) = one_after_another(tmp_path, [["data", recipe]], **environment)
+    assert refused.status == 2, refused.said
+    assert "the card of org/parquet promises other splits or numbers of rows than its files hold" in refused.said

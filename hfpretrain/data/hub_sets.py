@@ -131,20 +131,24 @@ def _kept_builder(place: Commit, away: Exception, source: Source, key: str) -> A
     from datasets import config
     from datasets.naming import camelcase_to_snakecase
     from datasets.packaged_modules.cache.cache import Cache
+    from huggingface_hub.errors import RevisionNotFoundError
 
+    gone = isinstance(away, RevisionNotFoundError)
+    why = "the Hub has this commit no more" if gone else "the Hub cannot be reached"
     *namespace, name = place.repo_id.split("/")
     folder = Path(config.HF_DATASETS_CACHE) / "___".join([*namespace, camelcase_to_snakecase(name)])
     found = {path.parts[-3]: path for path in folder.glob(f"*/*/{place.sha}") if path.is_dir()}
     if not found:
-        raise hub.explain(away, str(source.hub), kind="dataset") from away
+        asked_for = f"{place.repo_id}@{place.sha}" if gone else str(source.hub)
+        raise hub.explain(away, asked_for, kind="dataset") from away
     subset = source.subset or ("default" if "default" in found or len(found) > 1 else next(iter(found)))
     if subset not in found:
         there = ", ".join(sorted(found))
         raise DataError(
-            f"{key}: the Hub cannot be reached, and of {source.hub} the cache has no subset {subset!r}, but {there}",
-            hint=f"set {key}.subset, or check the connection",
+            f"{key}: {why}, and of {source.hub} the cache has no subset {subset!r}, but {there}",
+            hint=f"set {key}.subset" if gone else f"set {key}.subset, or check the connection",
         ) from away
-    log.info("the Hub cannot be reached: the data set %s is taken from the cache", source.hub)
+    log.info("%s: the data set %s is taken from the cache", why, source.hub)
     version = found[subset].parts[-2]
     return Cache(repo_id=place.repo_id, dataset_name=name, config_name=subset, version=version, hash=place.sha)
 
@@ -163,8 +167,15 @@ def _require_split(source: Source, there: Sequence[Any], key: str) -> None:
 
 def not_loaded(error: Exception, key: str, name: str) -> HFPretrainError:
     """What an error of `datasets` means, in a sentence."""
+    from datasets.exceptions import SplitsVerificationError
+
     if isinstance(error, HFPretrainError):
         return error
+    if isinstance(error, SplitsVerificationError):
+        return DataError(
+            f"{key}: the card of {name} promises other splits or numbers of rows than its files hold",
+            hint="name another commit behind the @, or tell its authors; streaming: true does not compare them",
+        )
     cause = error.__cause__
     if isinstance(error, ValueError) and not isinstance(error, pa.ArrowException | UnicodeDecodeError):
         # An unknown subset or split; the message lists those there are.
