@@ -19,7 +19,7 @@ from tiny import same_weights, tiny_recipe, tiny_run, weights
 from hfpretrain.cli_experiments import HEIGHT, drawn
 from hfpretrain.errors import RecipeError, RunError, Stopped, TrainingError, UserError
 from hfpretrain.recipe import Recipe, dump, load
-from hfpretrain.run import Run
+from hfpretrain.run import Run, list_checkpoints
 from hfpretrain.sweep import named, parse, plan_sweep
 from hfpretrain.training.lineage import load_from_run
 from hfpretrain.training.loop import train
@@ -240,7 +240,7 @@ def test_find_lr_writes_nothing_into_the_run(tmp_path: Path, hfpretrain: Command
     shown = hfpretrain(
         "find-lr", file, "train.batch_size=4", "optimizer.lr=1", "--from", "1e-5", "--to", "0.1", "--steps", "40"
     )
-    assert f"suggestion  {told['suggestion']:.1e}, where the loss falls the most; the recipe has 1\n" in shown.stdout
+    assert f"suggestion  {told['suggestion']:.1e}, where the loss falls the most; the recipe has 1.0\n" in shown.stdout
     assert (
         f"next        hfpretrain train {file} train.batch_size=4 optimizer.lr={told['suggestion']:.1e}\n"
         in shown.stdout
@@ -273,38 +273,33 @@ def test_names_of_the_runs_of_a_sweep_differ() -> None:
 
 def test_a_sweep_is_a_table_with_the_best_first(tmp_path: Path, hfpretrain: Command) -> None:
     file = write_recipe(tmp_path, tiny_recipe(tmp_path, "clm", "evaluation.every=100%", name="tiny"))
-    corpus = tmp_path / "corpus.jsonl"
-    missing = tmp_path / "missing.jsonl"
-    arguments = [file, "optimizer.lr=1e-4,1e-2", f"data.sources.0.files={corpus},{missing}", "train.batch_size=2"]
-    result = hfpretrain("sweep", *arguments, "--steps", "6")
+    arguments = ["sweep", file, "model.config.n_head=3,1,2", "train.batch_size=2", "--steps"]
+    result = hfpretrain(*arguments, "6")
     assert result.returncode == 0, result.stderr
-    head, best, second, *failed, last = result.stdout.splitlines()
-    assert head.split() == ["optimizer.lr", "data.sources.0.files", "validation", "training", "tokens", "time", "run"]
-    assert (best.split()[0], second.split()[0]) == ("1e-2", "1e-4")
-    assert len(failed) == 2
-    assert all(f"failed: data.sources.0.files: {missing}" in line for line in failed)
-    assert last.endswith(f"train {file} optimizer.lr=1e-2 data.sources.0.files={corpus} train.batch_size=2")
-    done = next(Path("runs/tiny-sweep").glob("lr=1e-2*/report.json"))
-    report = json.loads(done.read_text())
-    assert report["steps"] == 6
-    assert f"{report['validation_loss']:.4f}" in best
-    trained = done.stat().st_mtime_ns
+    head, best, second, failed, last = result.stdout.splitlines()
+    assert head.split() == ["model.config.n_head", "validation", "training", "tokens", "time", "run"]
+    assert failed.split()[:3] == ["3", "runs/tiny-sweep/n_head=3:", "failed:"]
+    reports = {heads: Run(Path(f"runs/tiny-sweep/n_head={heads}")).report() for heads in "12"}
+    assert {report["steps"] for report in reports.values()} == {6}
+    ranked = sorted(reports, key=lambda heads: float(reports[heads]["validation_loss"]))
+    for line, heads in zip((best, second), ranked, strict=True):
+        assert line.split()[:2] == [heads, f"{reports[heads]['validation_loss']:.4f}"]
+    assert last == f"best in full  hfpretrain train {file} model.config.n_head={ranked[0]} train.batch_size=2"
 
-    again = hfpretrain("sweep", *arguments[:2], f"data.sources.0.files={corpus}", "train.batch_size=2", "--steps", "6")
+    again = hfpretrain(*arguments, "6")
     assert again.returncode == 0, again.stderr
-    refused = hfpretrain("sweep", *arguments, "--steps", "8")
+    assert again.stdout == result.stdout
+    assert again.stderr.count("is finished") == 2
+    refused = hfpretrain(*arguments, "8")
     assert refused.returncode == 2
-    assert "is finished, and of a recipe with another train" in refused.stderr
-    assert done.stat().st_mtime_ns == trained
+    assert "n_head=1 is finished, and of a recipe with another train" in refused.stderr
 
 
 def test_a_sweep_that_was_stopped_goes_on(tmp_path: Path, hfpretrain: Command) -> None:
     file = write_recipe(tmp_path, tiny_recipe(tmp_path, "clm", "train.log_every=1", name="tiny"))
     values = ["optimizer.lr=1e-3,1e-2", "data.validation=0%"]
     command = [sys.executable, "-m", "hfpretrain", "sweep", str(file), *values, "--steps"]
-    with subprocess.Popen(
-        [*command, "100000"], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    ) as process:
+    with subprocess.Popen([*command, "2000"], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:
             if line.startswith("step "):
@@ -314,7 +309,7 @@ def test_a_sweep_that_was_stopped_goes_on(tmp_path: Path, hfpretrain: Command) -
     assert process.returncode == 130, said
     assert "the sweep is stopped by signal 2" in said
     first, second = (Run(Path("runs/tiny-sweep") / name) for name in ("lr=1e-3", "lr=1e-2"))
-    (saved,) = first.checkpoints.iterdir()
+    saved = list_checkpoints(first.checkpoints)[0]
     assert not second.path.exists()
     steps = int(saved.name.removeprefix("step-")) + 4
 
