@@ -34,6 +34,8 @@ def check_unchanged(before: Recipe, now: Recipe, run: Run, *, allowed: bool = Fa
     moving = any(stage.until and stage.until.unit == "percent" for stage in now.data.stages)
     # Where stages end in percent of the run, another duration is another order of the data.
     serious = [key for key in changed if not _among(key, HARMLESS) or (moving and key == "train.duration")]
+    if now.optimizer.lr == "auto" and "optimizer.lr" in serious:  # a run that goes on keeps the rate that it has
+        serious.remove("optimizer.lr")
     impossible = [key for key in serious if _among(key, FIXED)]
     differences = [f"{key}: {old.get(key)} before, {new.get(key)} now" for key in serious]
     if impossible or (serious and not allowed):
