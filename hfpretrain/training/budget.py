@@ -25,7 +25,7 @@ RATES = (1e-5, 5e-3)
 CONTINUED = 0.1
 """Share of it for a model that is trained already."""
 POST_NORM = 1 / 3
-"""Share of Kaplan's rate for networks that normalise after each layer, as BERT: with more a deep one learns nothing."""
+"""Share of Kaplan's rate for networks that normalise after each layer, as BERT: with too high a rate they stall."""
 
 
 def in_tokens(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Recipe:
