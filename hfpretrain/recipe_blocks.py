@@ -226,7 +226,7 @@ class Optimizer:
     """adamw, or muon: orthogonal updates for the hidden matrices, AdamW for the rest."""
     lr: Positive | Literal["auto"] = "auto"
     """Peak learning rate. auto: chosen by the compute of the run and the targets of a step (DeepSeek-AI 2024), between
-    1e-5 and 5e-3, and a tenth of that with model.from."""
+    1e-5 and what the kind of network bears, at most 5e-3, and a tenth of that with model.from."""
     weight_decay: NotNegative = 0.1
     """Decay of the weight matrices; norms, biases and embeddings have none."""
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.95)

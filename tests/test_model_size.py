@@ -1,7 +1,9 @@
 """`model.size`: sizes by the family's proportions; durations by the model's size; a learning rate by both."""
 
+import dataclasses
 import json
 import sys
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from tiny import metrics, same_weights, tiny_recipe, tiny_run, weights, write_co
 from transformers import PreTrainedTokenizerFast
 
 from hfpretrain.cli import main
+from hfpretrain.data.mixing import Mix, lay_out
 from hfpretrain.errors import ModelError, RecipeError, Stopped
 from hfpretrain.modeling.architecture import MODEL_NAMES, Objective
 from hfpretrain.modeling.configuration import new_config, outline_of
@@ -19,11 +22,12 @@ from hfpretrain.modeling.families import FAMILIES
 from hfpretrain.modeling.flops import estimated_flops_per_token
 from hfpretrain.modeling.model import build_model, outline_model
 from hfpretrain.modeling.parameters import count_parameters, count_without_embeddings, shape_of
-from hfpretrain.recipe import Amount, Data, Model, Recipe, Source, dump, from_mapping
+from hfpretrain.recipe import Amount, Data, Model, Recipe, Source, Train, dump, from_mapping
 from hfpretrain.run import Run
 from hfpretrain.training import estimate
-from hfpretrain.training.budget import in_tokens
+from hfpretrain.training.budget import in_tokens, learning_rate
 from hfpretrain.training.loop import train
+from hfpretrain.training.schedule import Plan
 from hfpretrain.verify import replay
 
 TOKENIZERS: dict[tuple[str, int], PreTrainedTokenizerFast] = {}
@@ -64,6 +68,7 @@ def test_every_family_has_a_sensible_model_of_every_size(
     assert counted == pytest.approx(parameters, rel=0.05)
     width, heads = config.hidden_size, config.num_attention_heads
     assert config.num_hidden_layers >= 2
+    assert heads >= 2
     assert width % heads == 0
     assert heads % (getattr(config, "num_key_value_heads", None) or heads) == 0
     assert 8 <= (getattr(config, "head_dim", None) or width // heads) <= 256
@@ -258,6 +263,38 @@ def test_the_rate_that_was_chosen_stays_when_the_run_gets_longer(
     assert "the learning rate stays" not in caplog.text
     assert lr("5000 tokens per parameter", 7, resume=True) == first
     assert f"the learning rate stays {first:g}, as the run began with it" in caplog.text
+
+
+def test_a_run_that_began_with_a_rate_of_its_own_keeps_it(tmp_path: Path) -> None:
+    """As one does that an earlier version began with its default."""
+    settings = ("train.duration=8", "schedule={name: constant, warmup: 0%}")
+    with pytest.raises(Stopped):
+        train(tiny_recipe(tmp_path, "clm", *settings, "optimizer.lr=7e-4"), stop_after=4)
+    run = tiny_run(tmp_path, "clm", *settings, "optimizer.lr=auto", resume=True)
+    assert {line["lr"] for line in metrics(run) if "lr" in line} == {7e-4}
+    assert run.report()["learning_rate"] == 7e-4
+
+
+@pytest.mark.parametrize(
+    ("architecture", "size", "lowest", "highest"),
+    [
+        ("llama", "1.2M", 3e-3, 5e-3),
+        ("modernbert", "1.2M", 1.2e-3, 3e-3),
+        ("gpt2", "1.2M", 1e-3, 2e-3),  # 5e-3, which llama bears, ends worse than 1e-3
+        ("bert", "3M", 2e-4, 6e-4),  # with 1.4e-3 it learns least of all
+        ("gpt2", "124M", 4e-4, 8e-4),
+    ],
+)
+def test_each_kind_of_network_has_a_rate_that_it_bears(
+    architecture: str, size: str, lowest: float, highest: float
+) -> None:
+    recipe = recipe_of(architecture, size, vocab_size=50257 if size == "124M" else 2048)
+    steps, each = (5000, 2**19) if size == "124M" else (400, 1024)
+    mix = Mix(parts=(0,), weights=(1,), repeat=(True,), block_size=32, words_per_token=(Fraction(1),))
+    order = lay_out([mix], [10**7], batch_size=each // 32, duration=Amount.steps(steps))
+    model = outline_model(recipe, tokenizer(recipe.objective, 100))
+    recipe = dataclasses.replace(recipe, train=Train(duration=Amount.steps(steps), batch_size=each // 32))
+    assert lowest < learning_rate(recipe, model, Plan.of(recipe, order)) < highest
 
 
 # The command line

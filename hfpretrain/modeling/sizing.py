@@ -152,14 +152,14 @@ class _Choice:
         if self.own_head_dim or "head_dim" in fixed:
             wide = wanted.heads_to_width * width
             head_dim = fixed.get("head_dim") or _multiple(min(wanted.head_dim, wide), 8 if wanted.head_dim < 96 else 32)
-            divisors = [number for number in range(1, width + 1) if width % number == 0]  # some insist on it
+            divisors = [number for number in range(2, width + 1) if width % number == 0]  # some insist on it
             heads = fixed.get("heads") or min(divisors, key=lambda number: abs(math.log(number * head_dim / wide)))
         else:
             if "heads" in fixed:
                 choices = [fixed["heads"]] if width % fixed["heads"] == 0 and width // fixed["heads"] % 2 == 0 else []
             else:
-                least = min(8, width)
-                choices = [width // size for size in range(least, width + 1, 8) if width % size == 0]
+                least = min(8, width // 2)
+                choices = [width // size for size in range(least, width // 2 + 1, 8) if width % size == 0]
             if not choices:
                 return None
             heads = min(choices, key=lambda number: abs(math.log(width / number / wanted.head_dim)))

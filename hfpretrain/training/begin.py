@@ -230,9 +230,11 @@ def begin(session: Session, start: Start) -> Progress:
 
 
 def keep_learning_rate(session: Session, progress: Progress) -> None:
-    """A rate that was chosen stays, though the run may be longer now and another would be chosen."""
-    before, auto = progress.learning_rate, session.recipe.optimizer.lr == "auto"
-    if auto and before is not None and progress.recipe.get("optimizer", {}).get("lr") == "auto":
+    """A rate that is to be chosen stays what it was, though the run may be longer now and another would be chosen."""
+    before = progress.learning_rate
+    if before is None:  # begun with a version that chose none
+        before = progress.recipe.get("optimizer", {}).get("lr")
+    if session.recipe.optimizer.lr == "auto" and before is not None:
         if before != session.learning_rate:
             log.info("the learning rate stays %g, as the run began with it", before)
         session.learning_rate = session.facts["learning_rate"] = before

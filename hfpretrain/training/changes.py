@@ -40,6 +40,8 @@ def check_unchanged(before: Recipe, now: Recipe, run: Run, *, allowed: bool = Fa
     moving |= isinstance(growing, BatchRamp) and growing.over.unit == "percent"
     # Where stages end, or batches grow, in percent of the run, another duration is another order of the data.
     serious = [key for key in changed if not _among(key, HARMLESS) or (moving and key == "train.duration")]
+    if now.optimizer.lr == "auto" and "optimizer.lr" in serious:  # a run that goes on keeps the rate that it has
+        serious.remove("optimizer.lr")
     impossible = [key for key in serious if _among(key, FIXED)]
     differences = [f"{key}: {old.get(key)} before, {new.get(key)} now" for key in serious]
     if impossible or (serious and not allowed):
