@@ -184,16 +184,18 @@ def _evaluation(report: dict[str, Any], recipe: recipes.Recipe) -> list[str]:
     return ["## Evaluation", *sections] if sections else []
 
 
+def sample_in_words(sample: dict[str, Any]) -> str:
+    """A text, and its continuation or the words for its first mask, the likeliest first."""
+    told = sample.get("continuation")
+    if told is None:
+        told = ", ".join(f"{token} {probability:.1%}" for token, probability in sample["fills"])
+    return f"{sample['text']} → {told}"
+
+
 def _samples(report: dict[str, Any]) -> list[str]:
     if not report["samples"]:
         return []
-    lines = []
-    for sample in report["samples"]:
-        if "continuation" in sample:
-            lines.append(f"{sample['text']} → {sample['continuation']}")
-        else:
-            guesses = ", ".join(f"{token} {probability:.1%}" for token, probability in sample["fills"])
-            lines.append(f"{sample['text']} → {guesses}")
+    lines = map(sample_in_words, report["samples"])
     intro = "The likeliest words for a mask." if report["objective"] == "mlm" else "The likeliest continuation."
     return [
         "## Samples",

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from hfpretrain.cli_options import AsJson
 from hfpretrain.process import prepare_environment
 
 
@@ -35,7 +36,7 @@ def evaluate(
         list[str] | None,
         typer.Option(help="A metric of the evaluate library: a script's path or a Hub name.", show_default=False),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Evaluate a model: loss, perplexity, bits per byte, accuracy, minimal pairs, tasks.
 

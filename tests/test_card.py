@@ -111,7 +111,7 @@ def test_nothing_of_this_machine_is_in_it(runs: dict[str, Run], tmp_path: Path) 
             assert not re.search(rf"\b{re.escape(getpass.getuser())}\b", text)
             assert "/tmp" not in text
     card = continued.card_file.read_text()
-    assert "continued from other weights" in card
+    assert f"continued from the run {first.report()['name']}" in card
     assert "validation data of its own" in card
 
 

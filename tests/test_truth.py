@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_recipe, tiny_run, weights
+from tiny import LLAMA, tiny_recipe, tiny_run, weights
 from torch import nn
 
 from hfpretrain.data import everyday
@@ -39,13 +39,12 @@ def markov_chain(length: int) -> tuple[str, np.ndarray[Any, np.dtype[np.float64]
 def test_the_loss_comes_to_the_entropy_of_a_known_source(tmp_path: Path) -> None:
     text, chances = markov_chain(60_000)
     (tmp_path / "chain.txt").write_text(text)
-    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     run = train(
         from_mapping(
             {
                 "objective": "clm",
                 "output_dir": str(tmp_path / "run"),
-                "model": {"architecture": "llama", "config": shape},
+                "model": {"architecture": "llama", "config": LLAMA},
                 "tokenizer": {"algorithm": "char"},
                 "data": {"sources": [{"files": str(tmp_path / "chain.txt")}], "validation": "15%", "block_size": 32},
                 "train": {"duration": 200, "batch_size": 16, "precision": "fp32"},
@@ -67,13 +66,12 @@ def test_masked_letters_that_their_neighbours_give_away_cost_nothing(tmp_path: P
         for _ in range(150):
             first, length = chance.randrange(len(LETTERS)), chance.randrange(100, 200)
             file.write(json.dumps({"text": (LETTERS * 30)[first : first + length]}) + "\n")
-    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     run = train(
         from_mapping(
             {
                 "objective": "mlm",
                 "output_dir": str(tmp_path / "run"),
-                "model": {"architecture": "modernbert", "config": shape},
+                "model": {"architecture": "modernbert", "config": LLAMA},
                 "tokenizer": {"algorithm": "char"},
                 "data": {"sources": [{"files": str(tmp_path / "round.jsonl")}], "validation": "10%", "block_size": 32},
                 "masking": {"mask": 1.0, "random": 0.0},

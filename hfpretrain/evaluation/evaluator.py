@@ -15,7 +15,6 @@ from hfpretrain.evaluation.looking import GivenUp, Looker
 from hfpretrain.evaluation.other_metrics import OtherMetrics
 from hfpretrain.evaluation.pairs import Pairs, read_pairs
 from hfpretrain.evaluation.results import Evaluated
-from hfpretrain.metrics import LanguageModeling
 from hfpretrain.modeling.loss import Loss
 from hfpretrain.modeling.objective import Collator
 from hfpretrain.recipe import Recipe
@@ -112,6 +111,8 @@ class Evaluator:
 
 
 def _computed(sums: Sums, text_bytes: float | None) -> dict[str, Any]:
+    from hfpretrain.metrics import LanguageModeling  # with datasets and evaluate, half a second: not before training
+
     metric = LanguageModeling(keep_in_memory=True)
     parts = {"nats": [sums.nats], "targets": [sums.targets], "right": [sums.right], "right_in_5": [sums.right_in_5]}
     found: dict[str, Any] = metric.compute(**parts, text_bytes=text_bytes)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hfpretrain.errors import HFPretrainError, UserError, nearest
+from hfpretrain.hub import first_line
 from hfpretrain.inference import load
 
 log = logging.getLogger(__name__)
@@ -40,8 +41,7 @@ def run_tasks(
             model=model, tasks=manager.match_tasks(list(tasks)), task_manager=manager, log_samples=False
         )
     except Exception as error:
-        lines = str(error).strip().splitlines() or [""]
-        raise HFPretrainError(f"--tasks {','.join(tasks)}: {type(error).__name__}: {lines[0]}") from error
+        raise HFPretrainError(f"--tasks {','.join(tasks)}: {type(error).__name__}: {first_line(error)}") from error
     return {task: _numbers(values) for task, values in (found or {})["results"].items()}
 
 

@@ -11,6 +11,7 @@ from accelerate.utils import gather_object
 
 from hfpretrain.errors import RecipeError
 from hfpretrain.files import cache_folder
+from hfpretrain.hub import first_line
 from hfpretrain.modeling.loss import Scores
 from hfpretrain.modeling.objective import IGNORED
 
@@ -66,7 +67,7 @@ def _loaded(name: str) -> Any:
         metric = library.load(name, keep_in_memory=True, cache_dir=str(cache_folder() / "evaluate"))
     except Exception as error:
         hint = "give the path of its script, or its name on the Hub, and install what it needs"
-        raise RecipeError(f"evaluation.metrics: {name} cannot be loaded ({_first_line(error)})", hint=hint) from error
+        raise RecipeError(f"evaluation.metrics: {name} cannot be loaded ({_reason(error)})", hint=hint) from error
     features = metric.features if isinstance(metric.features, list) else [metric.features]
     if not any(set(each) == {"predictions", "references"} for each in features):
         wanted = " and ".join(features[0])
@@ -81,13 +82,12 @@ def _computed(name: str, metric: Any, predictions: list[int], references: list[i
     try:
         found = metric.compute(predictions=predictions, references=references)
     except Exception as error:
-        said = f"evaluation.metrics: {name} cannot be computed of token ids ({_first_line(error)})"
+        said = f"evaluation.metrics: {name} cannot be computed of token ids ({_reason(error)})"
         raise RecipeError(said, hint="leave it out, or write a metric that takes them") from error
     values = found if isinstance(found, dict) else {}
     plain = {key: value.item() if hasattr(value, "item") else value for key, value in values.items()}
     return {key: float(value) for key, value in plain.items() if isinstance(value, int | float)}
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"

@@ -19,7 +19,6 @@ from hfpretrain.data.encoding import Encoder, Piece
 from hfpretrain.errors import DataError
 from hfpretrain.evaluation.looking import Looker
 from hfpretrain.inference.words import positions_of
-from hfpretrain.metrics import MinimalPairs
 from hfpretrain.modeling.objective import IGNORED, MicroBatch, target_places
 
 SENTENCES = ("sentence_good", "sentence_bad")
@@ -50,10 +49,15 @@ class Pairs:
     padding_id: int
 
     def look(self, looker: Looker, *, batch_tokens: int) -> dict[str, Any]:
-        """Accuracy over all pairs and in each group. Processes take turns by batch of about so many tokens.
+        """Accuracy over all pairs and in each group."""
+        found = self.likelihoods(looker, batch_tokens=batch_tokens)
+        return self._computed(found[self.good].tolist(), found[self.bad].tolist())
 
-        The measure is the log-likelihood of all tokens of a sentence or, of a masked model, of each masked by itself
-        (Salazar et al. 2020), summed.
+    def likelihoods(self, looker: Looker, *, batch_tokens: int) -> Tensor:
+        """The log-likelihood of each sentence, in nats, float64 [sentences].
+
+        It is that of all its tokens or, of a masked model, of each masked by itself (Salazar et al. 2020), summed.
+        Processes take turns by batch of about so many tokens.
         """
         likelihoods = torch.zeros(len(self.sentences), dtype=torch.float64)
         rank, processes = looker.place
@@ -61,8 +65,7 @@ class Pairs:
         for batch, scores in looker.scores(map(self._micro_batch, own)):
             rows = scores.places // batch["labels"].shape[1]
             likelihoods.index_add_(0, batch["sentences"][rows].cpu(), -scores.nats.cpu().double())
-        found = looker.added(likelihoods)
-        return self._computed(found[self.good].tolist(), found[self.bad].tolist())
+        return looker.added(likelihoods)
 
     def _batches(self, batch_tokens: int) -> Iterator[list[tuple[int, int]]]:
         """(sentence, masked place) of each row; the place means nothing to a next-word model."""
@@ -96,6 +99,8 @@ class Pairs:
         return found | {"targets": target_places(labels), "sentences": torch.tensor([number for number, _ in batch])}
 
     def _computed(self, good: list[float], bad: list[float]) -> dict[str, Any]:
+        from hfpretrain.metrics import MinimalPairs  # with datasets and evaluate, half a second: not before training
+
         metric = MinimalPairs(keep_in_memory=True)
         found: dict[str, Any] = metric.compute(good=good, bad=bad)
         found["groups"] = {

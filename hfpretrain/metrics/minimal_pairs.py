@@ -18,7 +18,8 @@ class MinimalPairs(evaluate.Metric):  # type: ignore[misc]
         )
 
     def _build_data_dir(self) -> str:
-        # In memory nothing is written, so no folder is made, which a full or read-only disk would not let be.
+        # In memory nothing is written, so no folder is made, which a full or read-only disk would not let be. Here, and
+        # not in a class that both have: evaluate.load takes the first metric that it meets in a script.
         return str(self._data_dir_root if self.keep_in_memory else super()._build_data_dir())
 
     def _compute(self, *, good: list[float], bad: list[float]) -> dict[str, float]:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hfpretrain.errors import CheckpointError
-from hfpretrain.recipe import Averaging, Recipe
+from hfpretrain.recipe import Recipe
 from hfpretrain.training.schedule import Plan
 
 log = logging.getLogger(__name__)
@@ -30,9 +30,8 @@ class Average:
     mean over the steps from `first` on after which a checkpoint is due, as many as averaging.last.
     """
 
-    settings: Averaging
-    plan: Plan
     recipe: Recipe
+    plan: Plan
     first: int = 0
     weights: dict[str, Tensor] = field(default_factory=dict)
     """By the parameters' names; empty before the first are added."""
@@ -48,13 +47,14 @@ class Average:
         if settings.method == "checkpoints":
             assert plan.steps is not None
             first = first_of_last(plan, recipe, settings.last)
-        return Average(settings, plan, recipe, first)
+        return Average(recipe, plan, first)
 
     @torch.no_grad()
     def add(self, model: nn.Module, step: int) -> None:
         """Adds the weights that the model has after so many steps, if they are to be."""
-        if self.settings.method == "ema":
-            added = 1 - min(self.settings.decay, (1 + step) / (10 + step))
+        settings = self.recipe.averaging
+        if settings.method == "ema":
+            added = 1 - min(settings.decay, (1 + step) / (10 + step))
         elif step >= self.first and due(self.plan, self.recipe, step):
             added = 1 / (self.steps + 1)
         else:

@@ -25,6 +25,7 @@ from hfpretrain.hub import first_line
 from hfpretrain.model_files import check_model_files
 from hfpretrain.run import DAMAGED, PROGRESS, list_checkpoints
 from hfpretrain.training.averaging import Average
+from hfpretrain.training.optimizer import settings_kept
 
 log = logging.getLogger(__name__)
 
@@ -187,16 +188,11 @@ def _restore(path: Path, accelerator: Accelerator, model: torch.nn.Module) -> No
     scaler = accelerator.scaler
     if not (path / SCALER_NAME).exists():  # saved with another precision than fp16: the scale is found anew
         accelerator.scaler = None
-    # What the recipe says of them now counts: the state holds what it said then.
-    groups = [group for optimizer in accelerator._optimizers for group in optimizer.param_groups]
-    settings = [{key: value for key, value in group.items() if key != "params"} for group in groups]
     try:
-        accelerator.load_state(str(path))
+        with settings_kept(accelerator._optimizers):
+            accelerator.load_state(str(path))
     finally:
         accelerator.scaler = scaler
-    groups = [group for optimizer in accelerator._optimizers for group in optimizer.param_groups]
-    for group, setting in zip(groups, settings, strict=True):
-        group |= setting
 
 
 def save_with_transformers(accelerator: Accelerator, average: Average | None = None) -> None:

@@ -1,10 +1,11 @@
 """Evaluations during a run: what they are written down as, and that a signal puts them off."""
 
+from hfpretrain.card import sample_in_words
 from hfpretrain.training.begin import Progress
 from hfpretrain.training.console import Display
 from hfpretrain.training.guard import gathered
 from hfpretrain.training.metrics import Metrics
-from hfpretrain.training.samples import in_words, samples_now
+from hfpretrain.training.samples import samples_now
 from hfpretrain.training.session import Session
 from hfpretrain.training.signals import StopRequest
 
@@ -31,4 +32,4 @@ def evaluate_now(
     metrics.write({"step": at.step, **evaluated.as_dict()} | ({"samples": shown} if shown else {}))
     display.say(f"step {at.step}: {evaluated}")
     for sample in shown:
-        display.say(f"  {in_words(sample)}")
+        display.say("  " + " ".join(sample_in_words(sample).split()))

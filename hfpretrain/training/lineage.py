@@ -21,6 +21,7 @@ from hfpretrain.modeling.tokenizer import load_tokenizer
 from hfpretrain.recipe import Amount, Base, Recipe, from_mapping, load, to_mapping
 from hfpretrain.recipe_stages import training_sources
 from hfpretrain.run import FINISHED, PROGRESS, Run, checkpoint_damage, list_checkpoints, newest_whole
+from hfpretrain.training.optimizer import settings_kept
 
 log = logging.getLogger(__name__)
 
@@ -206,14 +207,12 @@ def carry_over(recipe: Recipe, optimizers: Sequence[torch.optim.Optimizer]) -> N
     place = Path(str(recipe.model.from_)).expanduser()
     for number, optimizer in enumerate(optimizers):
         file = place / f"{OPTIMIZER_NAME}{f'_{number}' if number else ''}.bin"
-        settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
         try:
-            optimizer.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+            with settings_kept([optimizer]):
+                optimizer.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
         except Exception as error:
             said = f"{file} does not fit this model ({first_line(error)})"
             raise RecipeError(f"optimizer.from_checkpoint: {said}", hint="start without its state") from error
-        for group, setting in zip(optimizer.param_groups, settings, strict=True):
-            group |= setting
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 for name, value in optimizer.state.get(parameter, {}).items():

@@ -1,6 +1,7 @@
 """The optimizers, with the field's rule for weight decay: none on norms, biases and embeddings."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -56,6 +57,16 @@ def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], rate: float) 
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = rate * group["lr_factor"]
+
+
+@contextmanager
+def settings_kept(optimizers: Iterable[torch.optim.Optimizer]) -> Iterator[None]:
+    """What the recipe says of decay, betas and the like counts, whatever a state that is loaded inside holds."""
+    groups = [[dict(group) for group in optimizer.param_groups] for optimizer in optimizers]
+    yield
+    for optimizer, before in zip(optimizers, groups, strict=True):
+        for group, settings in zip(optimizer.param_groups, before, strict=True):
+            group |= {key: value for key, value in settings.items() if key != "params"}
 
 
 def parts_of(model: PreTrainedModel) -> Iterator[tuple[str, Parameter, str]]:

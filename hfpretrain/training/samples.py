@@ -51,15 +51,6 @@ def samples_of(model: Path, examples: Sequence[str]) -> list[dict[str, Any]]:
         return []
 
 
-def in_words(sample: dict[str, Any]) -> str:
-    """A sample on one line: the text and its continuation, or the words for its first mask, the likeliest first."""
-    if "continuation" in sample:
-        told = sample["continuation"]
-    else:
-        told = ", ".join(f"{token} {probability:.1%}" for token, probability in sample["fills"])
-    return " ".join(f"{sample['text']} \u2192 {told}".split())
-
-
 def _samples(llm: CausalLM | MaskedLM, texts: Sequence[str]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for text in texts:
