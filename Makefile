@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test check format clean chaos bench bench-gpu
+.PHONY: quickstart test check docs format clean chaos bench bench-gpu
 
 $(BIN)/hfpretrain: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -21,7 +21,17 @@ check: $(BIN)/hfpretrain
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest tests/test_house.py
+	$(BIN)/python -m pytest tests/test_house.py tests/test_docs.py tests/test_recipes_shipped.py
+
+# The documentation as pages, in site/. Another folder: make docs SITE=folder.
+SITE := site
+docs: $(BIN)/mkdocs
+	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir $(abspath $(SITE))
+
+$(BIN)/mkdocs: $(BIN)/hfpretrain
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	touch $@
 
 # Kills and signals real runs and prints a table; about a quarter of an hour on two cores. It belongs in docs/reliability.md.
 chaos: $(BIN)/hfpretrain
@@ -43,4 +53,4 @@ format: $(BIN)/hfpretrain
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build site *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import jsonschema
 import pytest
 
 import hfpretrain
 from hfpretrain import recipe as recipes
-from hfpretrain.recipe import Source
+from hfpretrain.recipe import Recipe, Source
+from hfpretrain.recipe_loading import Draft
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = sorted((ROOT / "recipes").glob("*.yaml"))
 SCHEMA = Path(hfpretrain.__file__).parent / "recipe.schema.json"
+VALIDATOR: Any = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text(encoding="utf-8")))
 
 
 def test_there_is_a_recipe_for_every_use() -> None:
@@ -30,6 +34,32 @@ def test_a_shipped_recipe_loads_and_reads_back_as_written(path: Path, tmp_path: 
     copy = tmp_path / "recipe.yaml"
     copy.write_text(recipes.dump(recipe), encoding="utf-8")
     assert recipes.load(copy) == recipe
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_recipe_is_what_the_shipped_schema_allows(path: Path, tmp_path: Path) -> None:
+    """As an editor checks it, by the file; and so is the same recipe with every default written out."""
+    resolved = tmp_path / "recipe.yaml"
+    resolved.write_text(recipes.dump(recipes.load(path)), encoding="utf-8")
+    for file in (path, resolved):
+        VALIDATOR.validate(Draft.from_file(Recipe, file).values)
+
+
+def test_the_schema_is_one_and_tells_what_is_wrong() -> None:
+    VALIDATOR.check_schema(VALIDATOR.schema)
+    whole = {"objective": "clm", "data": {"sources": [{"builtin": "everyday"}]}}
+    VALIDATOR.validate(whole)
+    assert not VALIDATOR.is_valid({"objective": "clm"})
+    wrong: list[dict[str, Any]] = [
+        {"objective": "both"},
+        {"seed": -1},
+        {"model": []},
+        {"train": {"durations": 5}},
+        {"train": {"duration": "five steps"}},
+        {"optimizer": {"lr": 0}},
+    ]
+    for each in wrong:
+        assert not VALIDATOR.is_valid(whole | each), each
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
