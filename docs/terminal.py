@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.terminal_theme import DIMMED_MONOKAI
 from rich.text import Text
 
-WIDTH, HEIGHT = 100, 48
+WIDTH, HEIGHT = 112, 60
 PICTURE = Path(__file__).parent / "images" / "terminal.svg"
 ROOT = Path(__file__).parent.parent
 

@@ -329,11 +329,6 @@ def _idle_keys(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
         owner = "tokenizer.from" if tokenizer.from_ else "model.from"
         for key in ("algorithm", "vocab_size", "lowercase"):
             yield ("tokenizer", key), f"{key} is for a tokenizer to train: {owner} brings an existing one"
-    if not recipe.data.stages:
-        yield ("data", "stages"), "no stages are none"
-    for number, stage in enumerate(recipe.data.stages):
-        if not stage.sources:
-            yield ("data", "stages", number, "sources"), "no sources are those of data"
     if _all_stages_have_sources(recipe.data):
         yield ("data", "sources"), "every stage has sources of its own, so that none of these would be read"
     for keys, source in _sources(recipe):

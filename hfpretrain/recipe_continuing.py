@@ -25,6 +25,8 @@ class Base:
     architecture: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
     """What its configuration says, under every name that a recipe may use."""
+    size: str | int | None = None
+    """The size that its own recipe asked for, if it did."""
     tokenizer: dict[str, Any] | None = None
     """How its tokenizer was trained; empty if it was an existing one."""
 
@@ -38,7 +40,7 @@ class Base:
             return  # which is an error of its own
         self._compare_model(draft, model)
         self._compare_tokenizer(draft, tokenizer)
-        unknown = {key: value for key, value in model.items() if key not in ("architecture", "config", "from")}
+        unknown = {key: value for key, value in model.items() if key not in ("architecture", "size", "config", "from")}
         draft.values["model"] = unknown | {"from": self.place}
         draft.values["tokenizer"] = {key: value for key, value in tokenizer.items() if key not in _OF_TRAINED}
         optimizer = draft.values.get("optimizer") or {}
@@ -56,6 +58,10 @@ class Base:
             message = f"is {shown(architecture)}, and {self.name} is a {self.architecture}"
             draft.wrong(("model", "architecture"), message)
             return
+        size = model.get("size")
+        if size is not None and size != self.size:
+            has = "is not of a size that was asked for" if self.size is None else f"was made with {shown(self.size)}"
+            draft.wrong(("model", "size"), f"is {shown(size)}, and {self.name} {has}")
         for key, value in config.items() if isinstance(config, dict) else ():
             if key not in self.config or self.config[key] != value:
                 has = f"has {shown(self.config[key])}" if key in self.config else "has no such key"

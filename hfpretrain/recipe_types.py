@@ -207,6 +207,8 @@ def _object(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
     for field in dataclasses.fields(kind):
         entry: dict[str, Any] = {"description": docs[field.name]} if field.name in docs else {}
         entry |= _schema(hints[field.name], definitions)
+        if field.default == ():  # a recipe with every default written out has it
+            entry.pop("minItems", None)
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             required.append(alias(field))
         elif field.default not in (None, "", (), dataclasses.MISSING) and not dataclasses.is_dataclass(

@@ -1,4 +1,4 @@
-"""The documentation: its references are fresh, its links lead somewhere, and what it shows to be typed is understood."""
+"""The documentation: references are fresh, links lead somewhere, and what it shows to be typed is understood."""
 
 import importlib.util
 import re

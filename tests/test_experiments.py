@@ -159,6 +159,22 @@ def test_what_does_not_fit_the_run_is_one_sentence(tmp_path: Path, overrides: li
     assert not Path("runs/second").exists()
 
 
+def test_a_recipe_that_asks_for_a_size_starts_from_what_it_made(tmp_path: Path) -> None:
+    """The very file that the first run was trained with; another size is another model."""
+    sized = tiny_recipe(tmp_path, "clm", "model={architecture: llama, size: 20k}", "train.duration=2", name="first")
+    first = train(sized)
+    file = write_recipe(tmp_path, sized)
+    second = train(load_from_run(file, ["name=second"], str(first.path)))
+    third = train(load_from_run(file, ["name=third"], str(second.path)))
+    assert third.report()["shape"] == first.report()["shape"]
+    for run in (first, second):
+        with pytest.raises(RecipeError, match="model.size: is the text '30k', and .* was made with the text '20k'"):
+            load_from_run(file, ["name=other", "model.size=30k"], str(run.path))
+    plain = tiny_run(tmp_path, "clm", "train.duration=2", name="plain")
+    with pytest.raises(RecipeError, match="model.size: is the text '20k', and .* is not of a size that was asked for"):
+        load_from_run(file, ["name=other", "model={architecture: gpt2, size: 20k}"], str(plain.path))
+
+
 def test_the_lineage_is_in_report_and_card(tmp_path: Path) -> None:
     first = tiny_run(tmp_path, "clm", name="first")
     file = write_recipe(tmp_path, tiny_recipe(tmp_path, "clm", name="unused"))
