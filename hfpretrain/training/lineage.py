@@ -166,14 +166,15 @@ def compared(base: Base, origin: Origin, folder: Path) -> Base:
     names = {**config.to_dict(), **{alias: getattr(config, alias, None) for alias in config.attribute_map}}
     tokenizer = origin.known("tokenizer")
     own = tokenizer if tokenizer and tokenizer.get("algorithm") else {}
-    made = (origin.known("model") or {}).get("config") or {}
+    model = origin.known("model") or {}
     return Base(
         base.place,
         base.name,
         base.with_optimizer,
         objective=origin.recipe.objective,
         architecture=config.model_type,
-        config=names | made,
+        config=names | (model.get("config") or {}),
+        size=model.get("size"),
         tokenizer=own,
     )
 
