@@ -266,6 +266,16 @@ def test_find_lr_writes_nothing_into_the_run(tmp_path: Path, hfpretrain: Command
     assert hfpretrain("find-lr", file, "--from", "1", "--to", "0.1").returncode == 2
 
 
+def test_find_lr_ends_with_the_data(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Steps without data have no loss, and so nothing that falls."""
+    source = "data.sources.0.repeat=false"
+    recipe = tiny_recipe(tmp_path, "clm", source, "train.batch_size=16", "train.duration=2", "data.validation=0%")
+    with caplog.at_level("WARNING"), pytest.raises(TrainingError, match="nothing to suggest"):
+        range_test(recipe, first=1e-8, last=1e-7, steps=60)
+    (said,) = [each.getMessage() for each in caplog.records if "is used up" in each.getMessage()]
+    assert 1 < int(re.findall(r"after (\d+) steps", said)[0]) < 12
+
+
 @pytest.mark.parametrize(
     ("override", "values"),
     [
