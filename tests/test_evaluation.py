@@ -209,6 +209,23 @@ def test_pseudo_perplexity_is_that_of_a_plain_loop(tmp_path: Path, hfpretrain: A
         assert ("validation_loss" in line) == ("validation_pseudo_perplexity" in line)
 
 
+def test_without_a_target_there_is_no_loss(tmp_path: Path, hfpretrain: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Of so little text none is masked: 0 would be the best loss there is."""
+    (tmp_path / "little.txt").write_text("a cat")
+    folder, little = metric_script(tmp_path).parent, f"data.validation=[{{files: {tmp_path / 'little.txt'}}}]"
+    with caplog.at_level("INFO"):
+        run = tiny_run(tmp_path, "mlm", little, f"evaluation.metrics=[{folder}]")
+    assert "step 12: no held-out token is a target" in caplog.text
+    for found in (run.report(), *(line for line in run.metrics() if "validation_targets" in line)):
+        assert found["validation_targets"] == 0
+        assert not {"validation_loss", "validation_perplexity", "validation_counts.share"} & found.keys()
+    assert run.summary().loss == run.report()["loss"], "of training, as there is no other"
+    done = hfpretrain("evaluate", run.path, "--data", "little.txt", "--pseudo-perplexity", "--metric", folder, "--json")
+    assert done.returncode == 0, done.stderr
+    assert "there is no loss: give more text" in done.stderr
+    assert set(json.loads(done.stdout)) == {"targets", "pseudo_loss", "pseudo_perplexity", "pseudo_bits_per_byte"}
+
+
 def test_the_metrics_are_evaluate_modules(tmp_path: Path) -> None:
     """Of parts, in whatever number, the same as of the whole; and `evaluate.load` takes their script."""
     parts = [(10.5, 7, 3, 5), (2.25, 1, 0, 1), (0.5, 4, 4, 4)]

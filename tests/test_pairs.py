@@ -172,6 +172,16 @@ def test_the_command_prints_them(tmp_path: Path, hfpretrain: Any) -> None:
     assert wrong.stderr.startswith("error: the pairs nowhere.jsonl cannot be read")
 
 
+def test_a_run_that_looks_at_pairs_alone_is_whole(tmp_path: Path) -> None:
+    from hfpretrain.verify import verify
+
+    run = tiny_run(tmp_path, "clm", f"evaluation.pairs={write_pairs(tmp_path)}", "data.validation=0%")
+    assert all(finding.good for finding in verify(run.path)), list(verify(run.path))
+    lines = run.metrics_file.read_text().splitlines(keepends=True)
+    run.metrics_file.write_text("".join([*lines[:-1], lines[-1], lines[-1]]))
+    assert "metrics.jsonl" in {finding.what for finding in verify(run.path) if not finding.good}
+
+
 def test_a_recipe_with_pairs_resumes_without_them(tmp_path: Path) -> None:
     """What is looked at changes nothing that is learnt."""
     from hfpretrain.errors import Stopped

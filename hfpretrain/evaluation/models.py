@@ -1,5 +1,6 @@
 """Evaluating any model: a run, a folder or one on the Hub, on what a run held out or on a file."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from hfpretrain.modeling.objective import Collator
 from hfpretrain.recipe import Recipe, Source, from_mapping
 from hfpretrain.recipe import load as load_recipe
 from hfpretrain.recipe_stages import training_sources
+
+log = logging.getLogger(__name__)
 
 ONLY_FILES: dict[str, Any] = dict.fromkeys(
     ("builtin", "size", "tokens", "dtype", "hub", "subset", "commit", "weight", "min_chars", "max_chars", "drop_list")
@@ -68,6 +71,8 @@ def evaluate_model(
     )
     result = evaluator(llm.model, micro_batch_size=micro_batch_size)
     assert result is not None
+    if result.targets == 0:
+        log.warning("none of the tokens is one that the model is asked for, so that there is no loss: give more text")
     return result.values() | (
         {"pairs": result.pairs["pairs"], "groups": result.pairs["groups"]} if result.pairs else {}
     )
