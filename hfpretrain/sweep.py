@@ -72,8 +72,8 @@ class Outcome:
 def plan_sweep(path: Path, overrides: Sequence[str], duration: str | None = None) -> list[Trial]:
     """The runs of a sweep: every combination of the values of those overrides that have several.
 
-    They are in `<output_dir>-sweep`, and none is pushed. Raises UserError without such an override, RecipeError for a combination that
-    makes no recipe, RunError where one of their directories holds a finished run of another recipe.
+    They are in `<output_dir>-sweep`, and none is pushed. Raises UserError without such an override, RecipeError for
+    a combination that makes no recipe, RunError where one of their directories holds a finished run of another recipe.
     """
     axes: dict[str, list[str]] = {}
     for each in overrides:

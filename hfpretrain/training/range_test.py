@@ -52,7 +52,8 @@ def range_test(recipe: Recipe, *, first: float = 1e-6, last: float = 1.0, steps:
     """Trains up to `steps` steps from where the run would start, with rates from `first` to `last`.
 
     Each step's rate is the one before by the same factor. Ends where the loss is no number or rises again, and where
-    data that is not repeated does not fill a step any more. Raises TrainingError where the loss did not fall at any rate.
+    data that is not repeated does not fill a step any more. Raises TrainingError where the loss did not fall at any
+    rate.
     """
     recipe = replace(recipe, train=replace(recipe.train, skip_spikes=False))
     points: list[Point] = []
