@@ -136,6 +136,8 @@ GOOD = '{"sentence_good": "a cat", "sentence_bad": "cat a"}\n'
         (b'{"sentence_good": "a cat"}\n', "pairs.jsonl:1: sentence_bad is missing"),
         (b'{"sentence_good": "a cat", "sentence_bad": 3}\n', "pairs.jsonl:1: sentence_bad is not a text"),
         (b'{"sentence_good": "", "sentence_bad": "a"}\n', "pairs.jsonl:1: sentence_good is empty"),
+        (b'{"sentence_good": "\\ud800", "sentence_bad": "a"}\n', "pairs.jsonl:1: holds half of a surrogate pair"),
+        (b'{"sentence_good": "b", "sentence_bad": "a", "UID": "\\udfff"}\n', "pairs.jsonl:1: holds half of a"),
         (GOOD.encode() + b'{"sentence_good": "\xff"}\n', "pairs.jsonl:2: not UTF-8 (byte 0xff)"),
         (
             json.dumps({"sentence_good": "cat" + 39 * " cat", "sentence_bad": "a"}).encode(),
