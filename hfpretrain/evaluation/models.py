@@ -12,6 +12,7 @@ from hfpretrain.data.formats import TEXT, kind_of
 from hfpretrain.errors import RunError, UserError
 from hfpretrain.evaluation.evaluator import prepare_evaluator
 from hfpretrain.inference import MaskedLM, load
+from hfpretrain.inference.words import positions_of
 from hfpretrain.modeling.attention import prove_document_masking
 from hfpretrain.modeling.loss import Loss
 from hfpretrain.modeling.objective import Collator
@@ -83,7 +84,7 @@ def _recipe(file: Path, llm: Any, data: str | None) -> Recipe:
     if file.is_file():
         recipe = load_recipe(file)
     else:
-        positions = getattr(llm.model.config.get_text_config(), "max_position_embeddings", None) or 512
+        positions = positions_of(llm.model) or 512
         objective = "mlm" if isinstance(llm, MaskedLM) else "clm"
         mapping = {"sources": [{"files": data} if data else {"builtin": "everyday"}], "block_size": min(positions, 512)}
         recipe = from_mapping({"objective": objective, "data": mapping})
