@@ -1,11 +1,13 @@
 """The command that evaluates a model, and how it prints what that came to."""
 
 import json
+import os
 from typing import Annotated, Any
 
 import typer
 
 from hfpretrain.cli_options import AsJson
+from hfpretrain.errors import UserError
 from hfpretrain.process import prepare_environment
 
 
@@ -42,18 +44,29 @@ def evaluate(
 
     Example: hfpretrain evaluate runs/quickstart-clm --data novel.txt
     """
+    looks_at_text = data is not None or (pairs is None and tasks is None)
+    for option, given in (("--metric", metric), ("--pseudo-perplexity", pseudo_perplexity)):
+        if given and not looks_at_text:
+            said = f"{option} is about text, and beside --pairs and --tasks none is looked at by itself"
+            raise UserError(said, hint="name a file with --data")
+    if include_path is not None and tasks is None:
+        raise UserError("--include-path is where tasks are, and none is named", hint="name them with --tasks")
+    names = [name.strip() for name in (tasks or "").split(",") if name.strip()]
+    if tasks is not None and not names:
+        raise UserError("--tasks names no task", hint="for example --tasks blimp,arc_easy")
     prepare_environment()
     from hfpretrain.evaluation import evaluate_model
 
     result: dict[str, Any] = {}
-    if tasks is None or data is not None or pairs is not None:
+    if looks_at_text or pairs is not None:
         metrics = tuple(metric or ())
         result = evaluate_model(model, data, pairs=pairs, pseudo_perplexity=pseudo_perplexity, metrics=metrics)
-    if tasks is not None:
+    if names:
         from hfpretrain.evaluation.harness import run_tasks
 
-        names = [name.strip() for name in tasks.split(",") if name.strip()]
         result["tasks"] = run_tasks(model, names, include_path=include_path)
+    if int(os.environ.get("RANK", "0")):  # of several processes one prints
+        return
     if as_json:
         typer.echo(json.dumps(result))
         return

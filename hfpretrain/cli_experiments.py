@@ -121,8 +121,8 @@ def sweep(
 
     if launched():
         raise UserError("a sweep starts its runs itself, one after another", hint="start it without a launcher")
-    trials = plan_sweep(recipe, overrides, duration)
     prepare_environment()
+    trials = plan_sweep(recipe, overrides, duration)
     outcomes = run_sweep(recipe, trials)
     best, axes = outcomes[0], trials[0].values
     command = None

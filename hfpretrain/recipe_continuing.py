@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from hfpretrain.amounts import parameters_of
+from hfpretrain.errors import RecipeError
 from hfpretrain.recipe_loading import Draft
 from hfpretrain.recipe_types import shown
 
@@ -26,7 +28,7 @@ class Base:
     config: dict[str, Any] = field(default_factory=dict)
     """What its configuration says, under every name that a recipe may use."""
     size: str | int | None = None
-    """The size that its own recipe asked for, if it did."""
+    """The `model.size` that it was made with; None if there was none."""
     tokenizer: dict[str, Any] | None = None
     """How its tokenizer was trained; empty if it was an existing one."""
 
@@ -51,17 +53,16 @@ class Base:
         other = model.get("from")
         if other is not None and other != self.place:
             draft.wrong(("model", "from"), f"and --from-run exclude each other: the weights are those of {self.name}")
-        architecture, config = model.get("architecture"), model.get("config")
+        architecture, size, config = (model.get(key) for key in ("architecture", "size", "config"))
         if self.architecture is None:
             return
         if architecture is not None and architecture != self.architecture:
             message = f"is {shown(architecture)}, and {self.name} is a {self.architecture}"
             draft.wrong(("model", "architecture"), message)
             return
-        size = model.get("size")
-        if size is not None and size != self.size:
-            has = "is not of a size that was asked for" if self.size is None else f"was made with {shown(self.size)}"
-            draft.wrong(("model", "size"), f"is {shown(size)}, and {self.name} {has}")
+        if size is not None and not _same_size(size, self.size):
+            had = "none" if self.size is None else shown(self.size)
+            draft.wrong(("model", "size"), f"is {shown(size)}, and that of {self.name} was {had}")
         for key, value in config.items() if isinstance(config, dict) else ():
             if key not in self.config or self.config[key] != value:
                 has = f"has {shown(self.config[key])}" if key in self.config else "has no such key"
@@ -75,3 +76,11 @@ class Base:
             if value is not None and value != self.tokenizer.get(key):
                 has = shown(self.tokenizer[key]) if key in self.tokenizer else "a tokenizer that it did not train"
                 draft.wrong(("tokenizer", key), f"is {shown(value)}, and {self.name} has {has}")
+
+
+def _same_size(one: Any, other: Any) -> bool:
+    """Whether two values of model.size say as many parameters: 15M, 15000k, 15000000."""
+    try:
+        return parameters_of(one) == parameters_of(other)
+    except RecipeError:
+        return False

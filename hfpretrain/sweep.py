@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import json
 import logging
+import math
 import re
 import signal
 import subprocess
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 
 LONGEST_NAME = 120
 """Signs of a run directory's name; the rest of a longer one is cut off."""
+NOT_PUSHED = ("hub.repo_id=null", "hub.push=null", "hub.name_by=null")
+"""Set for every run: the repository is meant for the model of the recipe, not for those that are tried out."""
 PASSED_ON = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
 
@@ -61,16 +64,16 @@ class Outcome:
 
     @property
     def rank(self) -> tuple[bool, float]:
-        """The best first: by validation loss, without any by training loss; what failed last."""
+        """The best first: by validation loss, without any by training loss; last what failed, or came to no number."""
         loss = self.loss if self.validation_loss is None else self.validation_loss
-        return loss is None, 0.0 if loss is None else loss
+        return (False, loss) if loss is not None and math.isfinite(loss) else (True, 0.0)
 
 
 def plan_sweep(path: Path, overrides: Sequence[str], duration: str | None = None) -> list[Trial]:
     """The runs of a sweep: every combination of the values of those overrides that have several.
 
-    They are in `<output_dir>-sweep`. Raises UserError without such an override, RecipeError for a combination that
-    makes no recipe, RunError where one of their directories holds a finished run of another recipe.
+    They are in `<output_dir>-sweep`, and none is pushed. Raises UserError without such an override, RecipeError for
+    a combination that makes no recipe, RunError where one of their directories holds a finished run of another recipe.
     """
     axes: dict[str, list[str]] = {}
     for each in overrides:
@@ -81,6 +84,8 @@ def plan_sweep(path: Path, overrides: Sequence[str], duration: str | None = None
             axes[key] = several
     if not axes:
         raise UserError("no key has several values", hint="separate them by commas: optimizer.lr=1e-3,3e-3")
+    if "output_dir" in axes:
+        raise UserError("output_dir has several values", hint="give one: each run has a folder of its own below it")
     fixed = [each for each in overrides if parse(each)[0] not in axes]
     fixed += [f"train.duration={duration}"] if duration else []
     folder = Path(f"{load(path, fixed).output_dir}-sweep")
@@ -88,7 +93,8 @@ def plan_sweep(path: Path, overrides: Sequence[str], duration: str | None = None
     for combination in itertools.product(*axes.values()):
         values = dict(zip(axes, combination, strict=True))
         run = Run(folder / named(values))
-        over = (*fixed, *(f"{key}={value}" for key, value in values.items()), f"output_dir={json.dumps(str(run.path))}")
+        over = (*fixed, *(f"{key}={value}" for key, value in values.items()), *NOT_PUSHED)
+        over = (*over, f"output_dir={json.dumps(str(run.path))}")
         trials.append(Trial(values, run, load(path, over), over))
     for trial in trials:
         require_same(trial)
@@ -133,7 +139,10 @@ def require_same(trial: Trial) -> None:
     """Raises RunError where the run is finished and of another recipe: its loss would be taken for this one's."""
     if trial.run.state != "finished":
         return
-    before, now = (to_mapping(recipe) for recipe in (load(trial.run.recipe_file), trial.recipe))
+    from hfpretrain.data.hub_sets import keep_commits  # with pyarrow: only where there is a run already
+
+    trained = load(trial.run.recipe_file)
+    before, now = (to_mapping(recipe) for recipe in (trained, keep_commits(trial.recipe, trained)))
     if differing := [key for key in now if before.get(key) != now[key]]:
         raise RunError(
             f"{trial.run.path} is finished, and of a recipe with another {' and '.join(differing)}",

@@ -62,7 +62,8 @@ def _metrics_in_order(run: Run, newest: Progress) -> Finding:
     if not run.metrics_file.is_file():
         return Finding(what, "missing", good=False)
     lines = run.metrics_file.read_text(encoding="utf-8", errors="replace").splitlines()
-    steps = [(step_of(line), "validation_loss" in line) for line in lines]
+    # An evaluation comes after the training line of its step; of minimal pairs alone it has no validation_loss.
+    steps = [(step_of(line), '"tokens_per_second":' not in line) for line in lines]
     there, before = sum(step < float("inf") for step, _ in steps), newest.metrics
     if there < before.safe:
         found = f"{there} lines are there, and {before.safe} were when step {newest.step} was saved"

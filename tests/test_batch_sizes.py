@@ -64,6 +64,17 @@ def test_a_duration_in_tokens_is_reached(tmp_path: Path, over: str, tokens: int 
         assert made[grown - 1] >= tokens > made[grown - 2]
 
 
+def test_a_run_that_ends_before_its_batch_has_grown_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        tiny_run(tmp_path, "clm", "train.batch_size={from: 2, to: 8, over: 24 steps}", "train.duration=12")
+    assert "it grows over 24 steps, and the run has 12, so that it comes to 4 and not to 8" in caplog.text
+    assert "plan: 12 steps of 32 to 64 tokens" in caplog.text
+    caplog.clear()
+    with caplog.at_level("WARNING"):
+        tiny_run(tmp_path, "clm", "train.batch_size={from: 2, to: 8, over: 100%}", name="whole")
+    assert "it grows over" not in caplog.text
+
+
 @pytest.mark.parametrize("objective", ["clm", "mlm"])
 def test_resuming_is_exact(tmp_path: Path, objective: str) -> None:
     whole = tiny_run(tmp_path, objective, GROWING, "checkpoints.keep=20", name="whole")

@@ -209,6 +209,54 @@ def test_pseudo_perplexity_is_that_of_a_plain_loop(tmp_path: Path, hfpretrain: A
         assert ("validation_loss" in line) == ("validation_pseudo_perplexity" in line)
 
 
+def test_a_model_is_shown_no_more_than_it_has_positions(tmp_path: Path) -> None:
+    """RoBERTa's kind counts them from behind its padding row; a checkpoint is a model that is no run."""
+    config = json.dumps(LLAMA | {"max_position_embeddings": 66})
+    run = tiny_run(tmp_path, "mlm", f"model={{architecture: roberta, config: {config}}}", "train.duration=2")
+    (tmp_path / "long.txt").write_text("the quick brown fox jumps over the lazy dog. " * 40)
+    found = evaluate_model(str(run.checkpoints / "step-00000002"), str(tmp_path / "long.txt"))
+    assert found["targets"] > 20
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--pairs", "p.jsonl", "--metric", "m"], "--metric is about text"),
+        (["--tasks", "blimp", "--pseudo-perplexity"], "--pseudo-perplexity is about text"),
+        (["--include-path", "tasks"], "--include-path is where tasks are, and none is named"),
+        (["--tasks", " ,"], "--tasks names no task"),
+    ],
+)
+def test_options_that_would_do_nothing_are_errors(hfpretrain: Any, options: list[str], said: str) -> None:
+    done = hfpretrain("evaluate", "any", *options)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {said}")
+
+
+def test_of_several_processes_one_prints(tmp_path: Path, hfpretrain: Any) -> None:
+    run = tiny_run(tmp_path, "clm", "train.duration=2")
+    first, second = (hfpretrain("evaluate", run.path, "--json", RANK=rank, WORLD_SIZE="1") for rank in "01")
+    assert "loss" in json.loads(first.stdout)
+    assert (second.returncode, second.stdout) == (0, "")
+
+
+def test_without_a_target_there_is_no_loss(tmp_path: Path, hfpretrain: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Of so little text none is masked: 0 would be the best loss there is."""
+    (tmp_path / "little.txt").write_text("a cat")
+    folder, little = metric_script(tmp_path).parent, f"data.validation=[{{files: {tmp_path / 'little.txt'}}}]"
+    with caplog.at_level("INFO"):
+        run = tiny_run(tmp_path, "mlm", little, f"evaluation.metrics=[{folder}]")
+    assert "step 12: no held-out token is a target" in caplog.text
+    for found in (run.report(), *(line for line in run.metrics() if "validation_targets" in line)):
+        assert found["validation_targets"] == 0
+        assert not {"validation_loss", "validation_perplexity", "validation_counts.share"} & found.keys()
+    assert run.summary().loss == run.report()["loss"], "of training, as there is no other"
+    done = hfpretrain("evaluate", run.path, "--data", "little.txt", "--pseudo-perplexity", "--metric", folder, "--json")
+    assert done.returncode == 0, done.stderr
+    assert "there is no loss: give more text" in done.stderr
+    assert set(json.loads(done.stdout)) == {"targets", "pseudo_loss", "pseudo_perplexity", "pseudo_bits_per_byte"}
+
+
 def test_the_metrics_are_evaluate_modules(tmp_path: Path) -> None:
     """Of parts, in whatever number, the same as of the whole; and `evaluate.load` takes their script."""
     parts = [(10.5, 7, 3, 5), (2.25, 1, 0, 1), (0.5, 4, 4, 4)]

@@ -1,5 +1,6 @@
 """Starting from another run, the learning-rate range test, and sweeps."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -19,8 +20,9 @@ from tiny import same_weights, tiny_recipe, tiny_run, weights
 from hfpretrain.cli_experiments import HEIGHT, drawn
 from hfpretrain.errors import RecipeError, RunError, Stopped, TrainingError, UserError
 from hfpretrain.recipe import Recipe, dump, load
+from hfpretrain.recipe_stages import with_sources
 from hfpretrain.run import Run, list_checkpoints
-from hfpretrain.sweep import named, parse, plan_sweep
+from hfpretrain.sweep import Outcome, named, parse, plan_sweep
 from hfpretrain.training.lineage import load_from_run
 from hfpretrain.training.loop import train
 from hfpretrain.training.range_test import Point, conclude, diverged, range_test
@@ -141,6 +143,7 @@ def test_of_an_unfinished_run_the_newest_whole_checkpoint_is_taken(tmp_path: Pat
     [
         (["model={architecture: llama, config: {}}"], "is the text 'llama', and {run} is a gpt2"),
         (["model.config.n_embd=64"], "model.config.n_embd: is 64, and {run} has 32"),
+        (["model.size=60k"], "model.size: is the text '60k', and that of {run} was none"),
         (["tokenizer.vocab_size=300"], "tokenizer.vocab_size: is 300, and {run} has 320"),
         (["objective=mlm", "fim=null"], "objective: is mlm, and {run} was trained with clm"),
         (["optimizer.name=muon"], "was trained with optimizer.name: adamw, and now it is muon"),
@@ -159,20 +162,19 @@ def test_what_does_not_fit_the_run_is_one_sentence(tmp_path: Path, overrides: li
     assert not Path("runs/second").exists()
 
 
-def test_a_recipe_that_asks_for_a_size_starts_from_what_it_made(tmp_path: Path) -> None:
-    """The very file that the first run was trained with; another size is another model."""
-    sized = tiny_recipe(tmp_path, "clm", "model={architecture: llama, size: 20k}", "train.duration=2", name="first")
-    first = train(sized)
+def test_the_file_of_a_run_with_a_size_starts_another_from_it(tmp_path: Path) -> None:
+    """Its size is that of the first run, however it is written, and also two runs later."""
+    sized = tiny_recipe(tmp_path, "clm", "model={architecture: gpt2, size: 60k}", "train.duration=2", name="first")
     file = write_recipe(tmp_path, sized)
-    second = train(load_from_run(file, ["name=second"], str(first.path)))
-    third = train(load_from_run(file, ["name=third"], str(second.path)))
-    assert third.report()["shape"] == first.report()["shape"]
-    for run in (first, second):
-        with pytest.raises(RecipeError, match=r"model\.size: is the text '30k', and .* made with the text '20k'"):
-            load_from_run(file, ["name=other", "model.size=30k"], str(run.path))
-    plain = tiny_run(tmp_path, "clm", "train.duration=2", name="plain")
-    with pytest.raises(RecipeError, match=r"model\.size: is the text '20k', and .* of a size that was asked for"):
-        load_from_run(file, ["name=other", "model={architecture: gpt2, size: 20k}"], str(plain.path))
+    first = train(sized)
+    second = train(load_from_run(file, ["name=second", "model.size=60000"], str(first.path)))
+    assert second.report()["parameters"] == first.report()["parameters"]
+    assert load_from_run(file, ["name=third"], str(second.path)).model.from_ == str(second.path)
+    again = load_from_run(file, ["name=second"], str(first.path), resume=True)
+    assert again.model.from_ == str(first.path)
+    for size in ("70k", "big"):
+        with pytest.raises(RecipeError, match=f"model.size: is the text '{size}', and that of .* was the text '60k'"):
+            load_from_run(file, ["name=third", f"model.size={size}"], str(second.path))
 
 
 def test_the_lineage_is_in_report_and_card(tmp_path: Path) -> None:
@@ -264,6 +266,16 @@ def test_find_lr_writes_nothing_into_the_run(tmp_path: Path, hfpretrain: Command
     assert hfpretrain("find-lr", file, "--from", "1", "--to", "0.1").returncode == 2
 
 
+def test_find_lr_ends_with_the_data(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Steps without data have no loss, and so nothing that falls."""
+    source = "data.sources.0.repeat=false"
+    recipe = tiny_recipe(tmp_path, "clm", source, "train.batch_size=16", "train.duration=2", "data.validation=0%")
+    with caplog.at_level("WARNING"), pytest.raises(TrainingError, match="nothing to suggest"):
+        range_test(recipe, first=1e-8, last=1e-7, steps=60)
+    (said,) = [each.getMessage() for each in caplog.records if "is used up" in each.getMessage()]
+    assert 1 < int(re.findall(r"after (\d+) steps", said)[0]) < 12
+
+
 @pytest.mark.parametrize(
     ("override", "values"),
     [
@@ -341,6 +353,38 @@ def test_a_sweep_that_was_stopped_goes_on(tmp_path: Path, hfpretrain: Command) -
     assert told["command"] == f"hfpretrain train {file} optimizer.lr={best} data.validation=0%"
 
 
+def test_a_sweep_pushes_nothing(tmp_path: Path) -> None:
+    """Else each of its short runs would be pushed over the user's model."""
+    file = tmp_path / "recipe.yaml"
+    hub = "hub: {repo_id: me/model, push: checkpoints, name_by: words, license: mit}"
+    file.write_text(f"objective: clm\ndata: {{sources: [{{builtin: everyday}}]}}\n{hub}\n")
+    for trial in plan_sweep(file, ["optimizer.lr=1e-3,2e-3", "hub.repo_id=me/other"]):
+        for recipe in (trial.recipe, load(file, trial.overrides)):
+            assert recipe.hub.repo_id is None
+            assert (recipe.hub.push, recipe.hub.license) == ("final", "mit")
+
+
+def test_a_sweep_goes_on_where_runs_hold_the_commits_of_their_data(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("objective: clm\ndata: {sources: [{hub: org/set}]}\n")
+    first, _ = trials = plan_sweep(file, ["optimizer.lr=1e-3,2e-3"])
+    data = with_sources(first.recipe.data, lambda source: dataclasses.replace(source, commit="a" * 40))
+    first.run.path.mkdir(parents=True)
+    first.run.recipe_file.write_text(dump(dataclasses.replace(first.recipe, data=data)))
+    first.run.report_file.write_text('{"state": "finished"}')
+    assert plan_sweep(file, ["optimizer.lr=1e-3,2e-3"]) == trials
+    file.write_text(f"objective: clm\ndata: {{sources: [{{hub: org/set, commit: {'b' * 40}}}]}}\n")
+    with pytest.raises(RunError, match="is finished, and of a recipe with another data"):
+        plan_sweep(file, ["optimizer.lr=1e-3,2e-3"])
+
+
+def test_a_loss_that_is_no_number_is_not_the_best() -> None:
+    losses = {"spoilt": float("nan"), "second": 2.0, "best": 1.0, "infinite": float("inf")}
+    found = [Outcome({}, run, "finished", validation_loss=loss) for run, loss in losses.items()]
+    ranked = sorted([Outcome({}, "failed", "failed"), *found], key=lambda outcome: outcome.rank)
+    assert [outcome.run for outcome in ranked[:2]] == ["best", "second"]
+
+
 def test_what_is_no_sweep_is_one_sentence(tmp_path: Path) -> None:
     file = write_recipe(tmp_path, tiny_recipe(tmp_path, "clm"))
     for overrides, said in (
@@ -349,6 +393,7 @@ def test_what_is_no_sweep_is_one_sentence(tmp_path: Path) -> None:
         (["optimizer.lr=1e-3,1e-3"], "a value is there twice"),
         (["optimizer.lr=1e-3,2e-3", "optimizer.lr=1,2"], "optimizer.lr is there twice"),
         (["optimizer.lr=1e-3,fast"], "optimizer.lr"),
+        (["output_dir=one,two"], "output_dir has several values"),
     ):
         with pytest.raises(UserError, match=re.escape(said)):
             plan_sweep(file, overrides)

@@ -136,6 +136,8 @@ GOOD = '{"sentence_good": "a cat", "sentence_bad": "cat a"}\n'
         (b'{"sentence_good": "a cat"}\n', "pairs.jsonl:1: sentence_bad is missing"),
         (b'{"sentence_good": "a cat", "sentence_bad": 3}\n', "pairs.jsonl:1: sentence_bad is not a text"),
         (b'{"sentence_good": "", "sentence_bad": "a"}\n', "pairs.jsonl:1: sentence_good is empty"),
+        (b'{"sentence_good": "\\ud800", "sentence_bad": "a"}\n', "pairs.jsonl:1: holds half of a surrogate pair"),
+        (b'{"sentence_good": "b", "sentence_bad": "a", "UID": "\\udfff"}\n', "pairs.jsonl:1: holds half of a"),
         (GOOD.encode() + b'{"sentence_good": "\xff"}\n', "pairs.jsonl:2: not UTF-8 (byte 0xff)"),
         (
             json.dumps({"sentence_good": "cat" + 39 * " cat", "sentence_bad": "a"}).encode(),
@@ -170,6 +172,16 @@ def test_the_command_prints_them(tmp_path: Path, hfpretrain: Any) -> None:
     wrong = hfpretrain("evaluate", run.path, "--pairs", "nowhere.jsonl")
     assert wrong.returncode == 2
     assert wrong.stderr.startswith("error: the pairs nowhere.jsonl cannot be read")
+
+
+def test_a_run_that_looks_at_pairs_alone_is_whole(tmp_path: Path) -> None:
+    from hfpretrain.verify import verify
+
+    run = tiny_run(tmp_path, "clm", f"evaluation.pairs={write_pairs(tmp_path)}", "data.validation=0%")
+    assert all(finding.good for finding in verify(run.path)), list(verify(run.path))
+    lines = run.metrics_file.read_text().splitlines(keepends=True)
+    run.metrics_file.write_text("".join([*lines[:-1], lines[-1], lines[-1]]))
+    assert "metrics.jsonl" in {finding.what for finding in verify(run.path) if not finding.good}
 
 
 def test_a_recipe_with_pairs_resumes_without_them(tmp_path: Path) -> None:

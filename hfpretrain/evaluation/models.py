@@ -1,5 +1,6 @@
 """Evaluating any model: a run, a folder or one on the Hub, on what a run held out or on a file."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,15 @@ from hfpretrain.data.formats import TEXT, kind_of
 from hfpretrain.errors import RunError, UserError
 from hfpretrain.evaluation.evaluator import prepare_evaluator
 from hfpretrain.inference import MaskedLM, load
+from hfpretrain.inference.words import positions_of
 from hfpretrain.modeling.attention import prove_document_masking
 from hfpretrain.modeling.loss import Loss
 from hfpretrain.modeling.objective import Collator
 from hfpretrain.recipe import Recipe, Source, from_mapping
 from hfpretrain.recipe import load as load_recipe
 from hfpretrain.recipe_stages import training_sources
+
+log = logging.getLogger(__name__)
 
 ONLY_FILES: dict[str, Any] = dict.fromkeys(
     ("builtin", "size", "tokens", "dtype", "hub", "subset", "commit", "weight", "min_chars", "max_chars", "drop_list")
@@ -68,6 +72,8 @@ def evaluate_model(
     )
     result = evaluator(llm.model, micro_batch_size=micro_batch_size)
     assert result is not None
+    if result.targets == 0:
+        log.warning("none of the tokens is one that the model is asked for, so that there is no loss: give more text")
     return result.values() | (
         {"pairs": result.pairs["pairs"], "groups": result.pairs["groups"]} if result.pairs else {}
     )
@@ -78,7 +84,7 @@ def _recipe(file: Path, llm: Any, data: str | None) -> Recipe:
     if file.is_file():
         recipe = load_recipe(file)
     else:
-        positions = getattr(llm.model.config.get_text_config(), "max_position_embeddings", None) or 512
+        positions = positions_of(llm.model) or 512
         objective = "mlm" if isinstance(llm, MaskedLM) else "clm"
         mapping = {"sources": [{"files": data} if data else {"builtin": "everyday"}], "block_size": min(positions, 512)}
         recipe = from_mapping({"objective": objective, "data": mapping})

@@ -48,7 +48,10 @@ class OtherMetrics:
         self.found.append((first_block, pair[0], pair[1]))
 
     def compute(self, accelerator: Accelerator) -> dict[str, float]:
-        """What each came to, as metric.value. RecipeError where one fails, on all processes alike."""
+        """What each came to, as metric.value; nothing where there was no target.
+
+        RecipeError where one fails, on all processes alike.
+        """
         if not self.metrics:
             return {}
         own, self.found = self.found, []
@@ -56,6 +59,8 @@ class OtherMetrics:
         predictions, references = (
             torch.cat([each[number] for each in everything] or [torch.zeros(0)]).tolist() for number in (1, 2)
         )
+        if not references:
+            return {}
         computed = {key: _computed(key, metric, predictions, references) for key, metric in self.metrics.items()}
         return {f"{key}.{name}": value for key, values in computed.items() for name, value in values.items()}
 

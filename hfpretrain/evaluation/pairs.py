@@ -170,12 +170,23 @@ def _lines(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
             raise DataError(f"{path}:{number}: not JSON", hint=hint) from None
         if not isinstance(pair, dict):
             raise DataError(f"{path}:{number}: not a JSON object", hint=hint)
+        if not _is_encodable(pair):
+            raise DataError(f"{path}:{number}: holds half of a surrogate pair (\\ud800 to \\udfff)", hint=hint)
         for key in SENTENCES:
             if key not in pair or not isinstance(pair[key], str):
                 raise DataError(
                     f"{path}:{number}: {key} is {'missing' if key not in pair else 'not a text'}", hint=hint
                 )
         yield number, pair
+
+
+def _is_encodable(pair: dict[str, Any]) -> bool:
+    """Whether all keys and texts are characters: JSON may hold halves of some, which no tokenizer or terminal takes."""
+    try:
+        json.dumps(pair, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _groups(lines: list[dict[str, Any]]) -> dict[str, list[str | None]]:

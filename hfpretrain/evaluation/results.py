@@ -6,7 +6,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
-    """What an evaluation came to; None, or nothing, of what it did not look at."""
+    """What an evaluation came to; None, or nothing, of what it did not look at, or where nothing was a target."""
 
     loss: float | None = None
     """Nats per target."""
@@ -40,7 +40,7 @@ class Evaluated:
         return found
 
     def __str__(self) -> str:
-        parts = []
+        parts = ["no held-out token is a target"] if self.targets == 0 else []
         if self.loss is not None:
             parts += [f"validation loss {self.loss:.4f}", f"perplexity {self.perplexity:.2f}"]
             parts += [f"accuracy {self.accuracy:.1%}"]

@@ -16,7 +16,7 @@ class LanguageModeling(evaluate.Metric):  # type: ignore[misc]
     Each part is a row: `nats`, the summed negative log-likelihood of its targets; `targets`, how many there are;
     `right` and `right_in_5`, of how many the token was the likeliest, or among the five likeliest. `text_bytes`, to
     `compute`, are the UTF-8 bytes that all targets cover: with it there are bits per byte, which compare models
-    whatever their tokenizers.
+    whatever their tokenizers. Where nothing is a target there is no loss, of 0 or anything else.
     """
 
     def _info(self) -> Any:
@@ -43,12 +43,14 @@ class LanguageModeling(evaluate.Metric):  # type: ignore[misc]
         text_bytes: float | None = None,
     ) -> dict[str, float]:
         count, total = sum(targets), math.fsum(nats)
-        loss = total / max(1, count)
+        if not count:
+            return {"targets": 0}
+        loss = total / count
         found = {
             "loss": loss,
             "perplexity": math.exp(min(loss, LARGEST)),
-            "accuracy": sum(right) / max(1, count),
-            "top5_accuracy": sum(right_in_5) / max(1, count),
+            "accuracy": sum(right) / count,
+            "top5_accuracy": sum(right_in_5) / count,
             "targets": count,
         }
         if text_bytes:

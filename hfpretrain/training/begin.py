@@ -324,10 +324,11 @@ def announce(session: Session, step: int) -> None:
 
 def tokens_per_step(session: Session) -> str:
     """Of the first step, in words; and, where batches grow, of the largest."""
-    sizes, first = session.batches.sizes, session.plan.tokens(1)
-    if sizes.last == sizes.first:
+    sizes, first, steps = session.batches.sizes, session.plan.tokens(1), session.plan.steps
+    largest = sizes.last if steps is None else sizes.of(steps - 1)
+    if largest == sizes.first:
         return count(first)
-    return f"{count(first)} to {count(first // sizes.first * sizes.last)}"
+    return f"{count(first)} to {count(first // sizes.first * largest)}"
 
 
 def sizes_in_words(facts: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 Nothing is written into the run directory, and the model is thrown away.
 """
 
+import logging
 import math
 import tempfile
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ from hfpretrain.recipe import Recipe
 from hfpretrain.run import Run
 from hfpretrain.training.loop import train_step, upcoming
 from hfpretrain.training.session import open_accelerator, prepare_session
+
+log = logging.getLogger(__name__)
 
 SMOOTHING = 0.8
 """The share of the smoothed loss that stays at a step: a mean over about five steps."""
@@ -48,8 +51,9 @@ class RangeTest:
 def range_test(recipe: Recipe, *, first: float = 1e-6, last: float = 1.0, steps: int = 100) -> RangeTest:
     """Trains up to `steps` steps from where the run would start, with rates from `first` to `last`.
 
-    Each step's rate is the one before by the same factor. Ends where the loss is no number or rises again.
-    Raises TrainingError where the loss did not fall at any rate.
+    Each step's rate is the one before by the same factor. Ends where the loss is no number or rises again, and where
+    data that is not repeated does not fill a step any more. Raises TrainingError where the loss did not fall at any
+    rate.
     """
     recipe = replace(recipe, train=replace(recipe.train, skip_spikes=False))
     points: list[Point] = []
@@ -57,6 +61,9 @@ def range_test(recipe: Recipe, *, first: float = 1e-6, last: float = 1.0, steps:
     with tempfile.TemporaryDirectory() as folder:
         session = prepare_session(recipe, Run(Path(folder)), open_accelerator(recipe))
         for step, (micro_batches, targets) in zip(range(steps), upcoming(session, 0), strict=False):
+            if session.batches.order.place(session.batches.sizes.before(step + 1) - 1) is None:
+                log.warning("the data, which is not to be repeated, is used up: the test ends after %d steps", step)
+                break
             rate = first * (last / first) ** (step / (steps - 1))
             loss = float(train_step(session, step, micro_batches, targets, rate)[0]) / max(targets, 1)
             if not math.isfinite(loss):
@@ -85,7 +92,7 @@ def conclude(points: Sequence[Point], *, steps_per_decade: float) -> RangeTest:
     if least < span:
         said = f"the loss fell at no rate from {points[0].rate:.2g} on" if points else "the first loss is no number"
         raise TrainingError(
-            f"{said}: there is nothing to suggest", hint="begin lower with --from, or give more --steps"
+            f"{said}: there is nothing to suggest", hint="try other rates with --from and --to, or give more --steps"
         )
     ends = range(span, least + 1)
     end = max(ends, key=lambda place: points[place - span].smoothed - points[place].smoothed)

@@ -26,6 +26,10 @@ class Plan:
         """Raises RecipeError where two amounts cannot be compared, e.g. a decay in steps of a run in minutes."""
         duration = recipe.train.duration
         plan = Plan(order.steps, duration.value if duration.unit == "seconds" else None, order)
+        sizes = order.batches
+        if order.steps is not None and sizes.last > sizes.first and sizes.over > order.steps:
+            said = "train.batch_size: it grows over %d steps, and the run has %d, so that it comes to %d and not to %d"
+            log.warning(said, sizes.over, order.steps, sizes.of(order.steps - 1), sizes.last)
         if plan.share(recipe.schedule.warmup, "schedule.warmup") >= 1:
             log.warning("schedule.warmup: %s is the whole run or more", recipe.schedule.warmup)
         if recipe.schedule.name == "wsd":
