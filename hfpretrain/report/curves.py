@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,21 +64,23 @@ class Series:
         """The last value."""
         self._per_bucket = 1
 
-    def add(self, x: float, y: float) -> None:
-        buckets = self.buckets
-        self.newest = y
-        if buckets and buckets[-1].count < self._per_bucket:
-            last = buckets[-1]
-            last.last, last.total, last.count = x, last.total + y, last.count + 1
-            if y < last.low:
-                last.low = y
-            if y > last.high:
-                last.high = y
-            return
-        if len(buckets) == MOST:
-            self.buckets = [one.joined(other) for one, other in zip(buckets[::2], buckets[1::2], strict=True)]
-            self._per_bucket *= 2
-        self.buckets.append(Bucket(x, x, y, y, y, 1))
+    def extend(self, x: Sequence[float], y: Sequence[float]) -> None:
+        """Adds points, at least one."""
+        self.newest = y[-1]
+        place = 0
+        while place < len(y):
+            last = self.buckets[-1] if self.buckets else None
+            if last is not None and last.count < self._per_bucket:
+                end = min(len(y), place + self._per_bucket - last.count)
+                self.buckets[-1] = last.joined(_bucket(x, y, place, end))
+            else:
+                if len(self.buckets) == MOST:
+                    pairs = zip(self.buckets[::2], self.buckets[1::2], strict=True)
+                    self.buckets = [one.joined(other) for one, other in pairs]
+                    self._per_bucket *= 2
+                end = min(len(y), place + self._per_bucket)
+                self.buckets.append(_bucket(x, y, place, end))
+            place = end
 
     def at_most(self, most: int) -> list[Bucket]:
         """The buckets, neighbours joined until there are no more than `most`."""
@@ -125,8 +128,7 @@ class Curves:
             while chunk := opened.read(_CHUNK):
                 *lines, rest = (rest + chunk).split(b"\n")
                 self._read += sum(map(len, lines)) + len(lines)
-                for line in lines:
-                    self._add(line)
+                self._take(_parsed(lines))
         return self._read > before
 
     def tokens_at(self, steps: list[float]) -> list[float]:
@@ -146,38 +148,36 @@ class Curves:
         places = {round(place) for place in np.linspace(0, len(self.moments) - 1, most)}
         return [self.moments[place] for place in sorted(places)]
 
-    def _add(self, line: bytes) -> None:
-        if not line.strip():
-            return
-        try:
-            found = json.loads(line)
-            step = found["step"]
+    def _take(self, lines: list[Any]) -> None:
+        """Adds what lines hold; one that is not that of a step is None."""
+        found: dict[str, tuple[list[float], list[Any]]] = {}
+        for line in lines:
+            step: Any = line["step"] if type(line) is dict and "step" in line else None
             if not _is_number(step):
-                raise ValueError
-        except (ValueError, KeyError, TypeError, RecursionError):
-            self.unreadable += 1
-            return
-        self.last_step = max(self.last_step, step)
-        for key, value in found.items():
-            if key == "time" and type(value) is dict:
-                for phase in PHASES:
-                    self._point(f"time.{phase}", step, value.get(phase))
-            else:
-                self._point(key, step, value)
-        if is_evaluation(found):
-            self._remember(found)
-
-    def _point(self, key: str, step: float, value: Any) -> None:
-        if key == "step" or not _is_number(value):
-            return
-        if key in TROUBLES:
-            self.troubles[key] = self.troubles.get(key, 0) + int(value)
-        series = self.series.get(key)
-        if series is None:
-            if len(self.series) == MOST_SERIES:
-                return
-            series = self.series[key] = Series()
-        series.add(step, value)
+                self.unreadable += 1
+                continue
+            self.last_step = max(self.last_step, step)
+            for key, value in line.items():
+                if key in found:
+                    found[key][0].append(step)
+                    found[key][1].append(value)
+                elif key != "time":
+                    found[key] = [step], [value]
+                elif type(value) is dict:
+                    for phase in PHASES:
+                        x, y = found.setdefault(f"time.{phase}", ([], []))
+                        x.append(step)
+                        y.append(value.get(phase))
+            if "validation_loss" in line or "pairs_accuracy" in line:
+                self._remember(line)
+        for key, points in found.items():
+            x, y = _drawable(*points)
+            if not y or key == "step":
+                continue
+            if key in TROUBLES:
+                self.troubles[key] = self.troubles.get(key, 0) + int(sum(y))
+            if key in self.series or len(self.series) < MOST_SERIES:
+                self.series.setdefault(key, Series()).extend(x, y)
 
     def _remember(self, line: dict[str, Any]) -> None:
         if self.moments and (self._evaluations - 1) % self._every:
@@ -192,11 +192,42 @@ class Curves:
                 self.moments.append(last)
 
 
-def is_evaluation(line: dict[str, Any]) -> bool:
-    """Whether a line of metrics is that of an evaluation."""
-    return any(key.startswith(("validation_", "pairs")) for key in line)
-
-
 def _is_number(value: Any) -> bool:
     """Whether it can be drawn: a number that is no NaN, not infinite, and no integer of a thousand digits."""
     return type(value) in (int, float) and -1e300 < value < 1e300
+
+
+def _drawable(x: list[float], y: list[Any]) -> tuple[list[float], list[float]]:
+    """The points whose values are numbers."""
+    try:
+        if math.isfinite(sum(y)) and bool not in set(map(type, y)):  # the usual case, found out fast
+            return x, y
+    except (TypeError, OverflowError):
+        pass
+    places = [place for place, value in enumerate(y) if _is_number(value)]
+    return [x[place] for place in places], [y[place] for place in places]
+
+
+def _bucket(x: Sequence[float], y: Sequence[float], start: int, end: int) -> Bucket:
+    """Of the points from `start` to `end`."""
+    values = y[start:end]
+    return Bucket(x[start], x[end - 1], min(values), max(values), sum(values), end - start)
+
+
+def _parsed(lines: list[bytes]) -> list[Any]:
+    """What lines of JSON are, all at once if that can be, which is faster; None for one that cannot be read."""
+    lines = [line for line in lines if line.strip()]
+    try:
+        together: list[Any] = json.loads(b"[" + b",".join(lines) + b"]")
+        if len(together) == len(lines):
+            return together
+    except (ValueError, RecursionError):
+        pass
+    return [_parsed_alone(line) for line in lines]
+
+
+def _parsed_alone(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
