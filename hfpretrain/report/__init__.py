@@ -4,6 +4,6 @@ from hfpretrain.report.comparison import comparison
 from hfpretrain.report.curves import Curves
 from hfpretrain.report.page import page
 from hfpretrain.report.told import Told
-from hfpretrain.report.writing import is_page, write_comparison, write_page
+from hfpretrain.report.writing import write_comparison, write_page, write_text
 
-__all__ = ["Curves", "Told", "comparison", "is_page", "page", "write_comparison", "write_page"]
+__all__ = ["Curves", "Told", "comparison", "page", "write_comparison", "write_page", "write_text"]

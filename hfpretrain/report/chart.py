@@ -170,10 +170,13 @@ class _Scale:
         return found[:: max(1, len(found) // 7)]
 
 
-def nice(low: float, high: float, most: int) -> list[float]:
-    """Round numbers from `low` to `high`, about `most` of them and no more."""
+def nice(low: float, high: float, most: int, *, whole: bool = False) -> list[float]:
+    """Round numbers from `low` to `high`, about `most` of them and no more; with `whole` integers alone."""
     step = 10.0 ** math.floor(math.log10((high - low) / most))
-    step *= next(factor for factor in (1, 2, 2.5, 5, 10, 20) if (high - low) / (step * factor) <= most)
+    if whole:
+        step = max(1.0, step)
+    steps = [step * factor for factor in (1, 2, 2.5, 5, 10, 20)]
+    step = next(each for each in steps if (high - low) / each <= most and (not whole or each == int(each)))
     first = math.ceil(low / step - 1e-9)
     return [float(f"{number * step:.12g}") for number in range(first, math.floor(high / step + 1e-9) + 1)]
 
@@ -238,7 +241,7 @@ def _legend(chart: Chart, curves: Sequence[Curve]) -> str:
 
 
 def _x_labels(chart: Chart, scale: _Scale) -> str:
-    ticks = nice(0.0, scale.x_end, 5)
+    ticks = nice(0.0, scale.x_end, 5, whole=True)
     rows = [("step" if chart.x_name == "step" else f"{chart.x_name}s", [short(each) for each in ticks])]
     if chart.second_row:
         rows.append(("tokens", chart.second_row(ticks)))
@@ -264,12 +267,21 @@ def _data(chart: Chart, curves: Sequence[Curve]) -> dict[str, Any]:
                 "name": each.name,
                 "x": [_exact(x) for x in each.x],
                 "y": [_exact(y) for y in each.y],
-                "text": [chart.value(y) for y in each.y],
+                "text": _texts(chart, each),
             }
             | ({"low": [_exact(y) for y in each.low], "high": [_exact(y) for y in each.high or []]} if each.low else {})
             for each in curves
         ],
     }
+
+
+def _texts(chart: Chart, curve: Curve) -> list[str]:
+    """Each point's value in words, with the extremes where it is the mean of several."""
+    texts = [chart.value(y) for y in curve.y]
+    for number, (low, high) in enumerate(zip(curve.low or [], curve.high or [], strict=True)):
+        if low < high:
+            texts[number] += f" ({chart.value(low)} to {chart.value(high)})"
+    return texts
 
 
 def _exact(value: float) -> float:

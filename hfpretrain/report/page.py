@@ -8,7 +8,7 @@ from hfpretrain.data.filters import in_words
 from hfpretrain.files import size_in_words
 from hfpretrain.recipe_stages import batch_sizes, stages_of
 from hfpretrain.report import html
-from hfpretrain.report.plots import percent, plain, plots_of
+from hfpretrain.report.plots import percent, plain, plots_of, rough_percent
 from hfpretrain.report.told import Told
 
 KINDS = {"clm": "next-word model (causal)", "mlm": "masked language model"}
@@ -91,12 +91,13 @@ def _tiles(run: Told) -> Iterator[tuple[str, str, str]]:
         yield "minimal pairs", percent(pairs), f"of {of:,.0f}" if of is not None else ""
     if (tokens := run.number("tokens")) is not None:
         epochs = run.number("epochs")
-        more = [f"{run.curves.last_step or run.number('steps') or 0:,.0f} steps"]
+        steps = run.curves.last_step or run.number("steps") or 0
+        more = [f"{steps:,.0f} step{'' if steps == 1 else 's'}"]
         more += [f"{epochs:.2f} epochs" if epochs is not None else ""]
         yield "tokens seen", count(tokens), ", ".join(filter(None, more))
     if (speed := run.number("tokens_per_second")) is not None:
         mfu = run.number("mfu")
-        yield "tokens per second", count(speed), f"{mfu:.0%} of the hardware" if mfu is not None else ""
+        yield "tokens per second", count(speed), f"{rough_percent(mfu)} of the hardware" if mfu is not None else ""
     if (seconds := run.number("seconds")) is not None:
         yield "time", span(seconds), "" if run.state == "finished" else "so far"
 
@@ -120,11 +121,13 @@ def _evaluations(run: Told) -> str:
 
 def _samples(run: Told) -> str:
     """Each text with what the model made of it, over time."""
-    return "".join(
+    samples, hidden = run.samples()
+    note = "Samples of local texts are not shown here, as a page may be handed on; prompts that a recipe names are."
+    return (f'<p class="soft">{note}</p>' if hidden else "") + "".join(
         f'<section class="sample"><h3>{html.shown(text)}</h3><ol>'
         + "".join(f"<li><span>step {step:,.0f}</span>{_sample(sample)}</li>" for step, sample in over_time)
         + "</ol></section>"
-        for text, over_time in run.samples().items()
+        for text, over_time in samples.items()
     )
 
 
@@ -141,7 +144,8 @@ def _sample(sample: dict[str, Any]) -> str:
 
 def _training(run: Told) -> Iterator[tuple[str, str]]:
     facts, recipe = run.facts, run.recipe
-    yield "model", ", ".join(filter(None, [run.text("architecture"), *_shape(facts.get("shape", {}))]))
+    if architecture := run.text("architecture"):
+        yield "model", ", ".join([architecture, *_shape(facts.get("shape", {}))])
     if (parameters := run.number("parameters")) is not None:
         inner = run.number("parameters_without_embeddings")
         yield "parameters", f"{parameters:,}" + (f", {inner:,} without embeddings" if inner is not None else "")
@@ -187,7 +191,7 @@ def _data(run: Told) -> str:
         [
             each["name"],
             *(_counted(each.get(key)) for key in ("documents", "words", "tokens")),
-            size_in_words(each["text_bytes"]) if each.get("text_bytes") is not None else "–",
+            f"{count(each['text_bytes'])}B" if each.get("text_bytes") is not None else "–",
         ]
         for each in sources
     ]

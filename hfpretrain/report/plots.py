@@ -22,6 +22,10 @@ def percent(value: float) -> str:
     return f"{value:.1%}"
 
 
+def rough_percent(value: float) -> str:
+    return f"{100 * value:.3g}%"
+
+
 def plain(value: float) -> str:
     return f"{value:.4f}" if 0.1 <= abs(value) < 100 else short(value)
 
@@ -41,9 +45,9 @@ class Measure:
 MEASURES = {
     "validation_bits_per_byte": Measure(title="Bits per byte", unit="of held-out text", log=True),
     "validation_accuracy": Measure(
-        title="Accuracy", unit="of held-out tokens", value=percent, tick="{:.0%}".format, from_zero=True
+        title="Accuracy", unit="of held-out tokens", value=percent, tick=rough_percent, from_zero=True
     ),
-    "pairs_accuracy": Measure(title="Minimal pairs", unit="right", value=percent, tick="{:.0%}".format),
+    "pairs_accuracy": Measure(title="Minimal pairs", unit="right", value=percent, tick=rough_percent),
     "validation_pseudo_perplexity": Measure(title="Pseudo-perplexity", unit="each token masked by itself", log=True),
     "lr": Measure(title="Learning rate", unit="of each step", value=short, from_zero=True),
     "gradient_norm": Measure(title="Gradient norm", unit="before clipping", log=True),
@@ -52,7 +56,7 @@ MEASURES = {
         title="Utilisation",
         unit="MFU, of what the hardware can multiply",
         value=percent,
-        tick="{:.0%}".format,
+        tick=rough_percent,
         from_zero=True,
     ),
 }
@@ -194,7 +198,7 @@ def _time_split(run: Told) -> str:
             curves=found,
             x_end=run.curves.last_step,
             value=percent,
-            tick="{:.0%}".format,
+            tick=rough_percent,
         )
     )
 

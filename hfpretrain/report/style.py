@@ -1,7 +1,7 @@
 """How a page looks, and the little that moves on it. Without the script the page says the same."""
 
 STYLE = """
-:root {
+html {
   color-scheme: light dark;
   --page: #f7f7f5; --card: #ffffff; --ink: #191c20; --soft: #5d656e; --edge: #e3e4e2; --grid: #ececea;
   --chip: #eef0f2;
@@ -9,7 +9,7 @@ STYLE = """
   --c7: #4d7c0f;
 }
 @media (prefers-color-scheme: dark) {
-  :root {
+  html {
     --page: #0e1114; --card: #161a1f; --ink: #e7e9ec; --soft: #9ba4ae; --edge: #262c33; --grid: #232930;
     --chip: #222830;
     --c0: #6ea0ff; --c1: #ff9550; --c2: #35c9a5; --c3: #d68be6; --c4: #dcb340; --c5: #ff7aa2; --c6: #9fb0c2;

@@ -124,18 +124,24 @@ class Told:
         kept = {key: value for key, value in self.facts.items() if key != "samples"}
         return f'<script type="application/json" id="facts">{embedded(kept)}</script>'
 
-    def samples(self) -> dict[str, list[tuple[float, dict[str, Any]]]]:
-        """By their texts, the samples over time that may be shown, as (step, sample), oldest first."""
+    def samples(self) -> tuple[dict[str, list[tuple[float, dict[str, Any]]]], bool]:
+        """By their texts, the samples over time that may be shown, as (step, sample), oldest first.
+
+        And whether there are some that may not.
+        """
         allowed = self._allowed_texts()
         found: dict[str, list[tuple[float, dict[str, Any]]]] = {}
+        hidden = False
         for moment in self.curves.chosen_moments(MOMENTS):
             for sample in _samples(moment.get("samples")):
                 if allowed is None or sample["text"] in allowed:
                     found.setdefault(sample["text"], []).append((moment["step"], sample))
+                else:
+                    hidden = True
         if not found:
             for sample in _samples(self.facts.get("samples")):
                 found.setdefault(sample["text"], []).append((self.facts.get("steps") or self.curves.last_step, sample))
-        return found
+        return found, hidden
 
     def _allowed_texts(self) -> set[str] | None:
         """The texts that may be shown; None for all, as the data is there for everyone."""

@@ -34,7 +34,7 @@ def finish(session: Session, metrics: Metrics, step: int, seconds: float, evalua
             require_room(what, run.path, needed)
             save_final(session, what_it_came_to(session, metrics, step, seconds, evaluated) | averaged)
     if accelerator.is_main_process:
-        add_page(run, session.curves)  # before the card, by which `complete` sees that nothing is left
+        add_page(run, session)  # before the card, by which `complete` sees that nothing is left
         add_card(run)
         log.info("finished %d steps in %s; the run is in %s", step, span(seconds), run.path)
     accelerator.wait_for_everyone()

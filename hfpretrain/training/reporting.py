@@ -3,15 +3,13 @@
 import logging
 
 from hfpretrain.data.floor import grammar_loss
-from hfpretrain.files import write_whole
-from hfpretrain.report import Curves, Told, page, write_page
+from hfpretrain.errors import UserError
+from hfpretrain.report import Told, page, write_page, write_text
 from hfpretrain.run import Run
 from hfpretrain.training.begin import Progress
 from hfpretrain.training.session import Session
 
 log = logging.getLogger(__name__)
-
-CANNOT = "the report cannot be written (%s: %s); hfpretrain report %s tries again"
 
 
 def refresh_page(session: Session, at: Progress) -> None:
@@ -23,24 +21,30 @@ def refresh_page(session: Session, at: Progress) -> None:
         return
     run, plan = session.run, session.plan
     try:
-        if not session.curves.read(run.metrics_file):
-            return
-        facts = {**session.facts, "seconds": at.seconds, "done": plan.done(at.step, at.seconds)}
-        facts |= {"validation_floor": floor_of(session), "planned_steps": plan.steps}
-        told = Told.from_facts(session.recipe.name, "running", facts, session.curves, session.recipe)
-        write_whole(run.page_file, page(told))
+        if session.curves.read(run.metrics_file):
+            facts = {**session.facts, "seconds": at.seconds, "done": plan.done(at.step, at.seconds)}
+            facts |= {"validation_floor": floor_of(session), "planned_steps": plan.steps}
+            told = Told.from_facts(session.recipe.name, "running", facts, session.curves, session.recipe)
+            write_text(run.page_file, page(told))
     except Exception as error:  # whatever it is, the run is worth more
-        if not session.said_no_page:
-            session.said_no_page = True
-            log.warning(CANNOT, type(error).__name__, error, run.path)
+        say(error, run, session)
 
 
-def add_page(run: Run, curves: Curves | None = None) -> None:
-    """Writes the page of a finished run; `curves` are those that were read so far."""
+def add_page(run: Run, session: Session | None = None) -> None:
+    """Writes the page of a finished run; of the session that it was, what is read already is not read again."""
     try:
-        write_page(run, curves=curves)
+        write_page(run, curves=session.curves if session else None)
     except Exception as error:
-        log.warning(CANNOT, type(error).__name__, error, run.path)
+        say(error, run, session)
+
+
+def say(error: Exception, run: Run, session: Session | None) -> None:
+    """Once."""
+    if session is None or not session.said_no_page:
+        what = error.message if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        log.warning("the report is not written (%s); hfpretrain report %s tries again", what, run.path)
+    if session is not None:
+        session.said_no_page = True
 
 
 def floor_of(session: Session) -> float | None:
