@@ -18,7 +18,7 @@ from tiny import tiny_recipe, tiny_run
 
 from hfpretrain.errors import Stopped
 from hfpretrain.recipe import dump
-from hfpretrain.report import Curves, write_page
+from hfpretrain.report import Curves, write_comparison, write_page
 from hfpretrain.report.curves import MOST, MOST_MOMENTS
 from hfpretrain.run import Run
 from hfpretrain.training.loop import train
@@ -57,7 +57,7 @@ def text(element: ElementTree.Element | None) -> str:
     return "".join(element.itertext())
 
 
-def lines(run: Run, key: str) -> list[tuple[float, float]]:
+def lines(run: Run, key: str) -> list[tuple[float, Any]]:
     return [(line["step"], pytest.approx(line[key], rel=1e-5)) for line in run.metrics() if key in line]
 
 
@@ -71,7 +71,7 @@ def test_the_curves_are_those_of_the_metrics(run: Run) -> None:
         ("Speed", "speed", "tokens_per_second"),
         ("Utilisation", "utilisation", "mfu"),
         ("Bits per byte", "bits per byte", "validation_bits_per_byte"),
-        ("Accuracy", "likeliest", "validation_accuracy"),
+        ("Accuracy", "top 1", "validation_accuracy"),
     ):
         assert len(lines(run, key)) == (2 if key.startswith("validation") else 12)
         assert shown[title][name] == lines(run, key), key
@@ -215,6 +215,19 @@ def test_several_runs_are_compared(run: Run, tmp_path: Path, hfpretrain: Command
     assert not any(row[0] in ("name", "seed", "output_dir") for row in differences)
 
 
+def test_the_best_is_marked_where_it_can_be_told(tmp_path: Path) -> None:
+    line = {"step": 1, "lr": 0.001}
+    runs = [
+        odd_run(tmp_path, json.dumps(line | {"loss": 2.0 + number // 2}) + "\n", name=f"odd-{number}")
+        for number in range(9)  # more than there are colours
+    ]
+    page = parsed(write_comparison(runs, tmp_path / "comparison.html"))
+    rows = list(next(page.iter("table")).iter("tr"))
+    assert [text(cell) for cell in rows[0]] == ["run", "training loss"]
+    best = [text(row[0]) for row in rows[1:] if row[1].get("class") == "best"]
+    assert best == ["odd-0", "odd-1"], "all that are equally good"
+
+
 def test_what_cannot_be_compared_is_said(run: Run, tmp_path: Path, hfpretrain: Command) -> None:
     other = tiny_run(tmp_path, "clm", "tokenizer.vocab_size=300", "train.duration=2", name="tiny")
     assert hfpretrain("report", run.path, other.path, "--no-open", "--output", "both.html").returncode == 0
@@ -249,9 +262,9 @@ def test_bad_input_is_a_sentence(run: Run, tmp_path: Path, hfpretrain: Command) 
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-def odd_run(folder: Path, metrics: str, report: Any = None) -> Run:
+def odd_run(folder: Path, metrics: str, report: Any = None, name: str = "odd") -> Run:
     """A run directory that nobody trained."""
-    recipe = tiny_recipe(folder, "clm", "evaluation.prompts=['the fox']", name="odd")
+    recipe = tiny_recipe(folder, "clm", "evaluation.prompts=['the fox']", name=name)
     run = Run(Path(recipe.output_dir))
     run.path.mkdir(parents=True)
     run.recipe_file.write_text(dump(recipe))

@@ -24,7 +24,7 @@ Format = Callable[[float], str]
 
 @dataclass(kw_only=True)
 class Curve:
-    """A curve of a chart; its colour is the number of a CSS class, c0 to c7."""
+    """A curve of a chart; its colour is a number, see `colour`."""
 
     name: str
     colour: int
@@ -93,7 +93,7 @@ def draw(chart: Chart) -> str:
     ticks = scale.ticks()
     parts = [f'<path class="grid" d="{"".join(f"M0 {_n(scale.y(each))}H{SIZE:.0f}" for each in ticks)}"/>']
     parts += [f'<path class="mark" d="M{_n(scale.x(x))} {SIZE:.0f}V{SIZE * 0.93:.0f}"/>' for x, _ in chart.marks]
-    parts += [f'<path class="level" d="M0 {_n(scale.y(level))}H{SIZE:.0f}"/>' for _, level in chart.lines]
+    parts += [f'<path class="level" d="M0 {_n(scale.y(level))}H{SIZE:.0f}"/>' for level in scale.levels]
     parts += _areas(curves, scale) if curves[0].filled else [part for each in curves for part in _line(each, scale)]
     label = f"{chart.title} over {chart.x_name}s, {chart.unit}"
     svg = (
@@ -106,11 +106,16 @@ def draw(chart: Chart) -> str:
     return (
         f'<figure class="chart{" tall" if chart.tall else ""}">'
         f"<figcaption><h3>{escape(chart.title)}</h3><small>{escape(chart.unit)}{axis}</small></figcaption>"
-        f'<ul class="legend">{_legend(chart, curves)}</ul>'
+        f'<ul class="legend">{_legend(chart, curves, scale)}</ul>'
         f'<div class="plot"><div class="y">{y_labels}</div>'
         f'<div class="frame">{svg}<i class="rule"><b></b></i></div>{_x_labels(chart, scale)}</div>'
         f'<script type="application/json">{embedded(_data(chart, curves))}</script></figure>'
     )
+
+
+def colour(number: int) -> str:
+    """The CSS classes of a colour: there are eight, then the same again, dashed."""
+    return f"c{number % 8}" + (" dashed" if number // 8 % 2 else "")
 
 
 def embedded(value: Any) -> str:
@@ -127,17 +132,20 @@ class _Scale:
     low: float
     high: float
     log: bool
+    levels: tuple[float, ...] = ()
+    """Those that are near enough to be drawn."""
 
     @staticmethod
     def of(chart: Chart, curves: Sequence[Curve]) -> "_Scale":
         values = [value for each in curves for part in (each.y, each.low or [], each.high or []) for value in part]
-        values += [level for _, level in chart.lines]
         low, high = min(values), max(values)
+        levels = tuple(level for _, level in chart.lines if _is_near(level, low, high))
+        low, high = min(low, *levels, high), max(high, *levels, low)
         if curves[0].filled:
             return _Scale(chart.x_end or 1.0, 0.0, 1.0, False)
         if chart.log and low > 0 and high / low >= LOG_FROM:
             reach = (high / low) ** 0.04
-            return _Scale(chart.x_end or 1.0, low / reach, high * reach, True)
+            return _Scale(chart.x_end or 1.0, low / reach, high * reach, True, levels)
         if chart.from_zero:
             low = min(0.0, low)
         if chart.to is not None:
@@ -146,7 +154,7 @@ class _Scale:
             low, high = low - (abs(low) * 0.5 or 0.5), high + (abs(high) * 0.5 or 0.5)
         space = (high - low) * 0.06
         bottom = low if chart.from_zero and low == 0 else low - space
-        return _Scale(chart.x_end or 1.0, bottom, high if high == chart.to else high + space, False)
+        return _Scale(chart.x_end or 1.0, bottom, high if high == chart.to else high + space, False, levels)
 
     def x(self, value: float) -> float:
         return SIZE * value / self.x_end
@@ -168,6 +176,13 @@ class _Scale:
             if len(found) <= 7:
                 break
         return found[:: max(1, len(found) // 7)]
+
+
+def _is_near(level: float, low: float, high: float) -> bool:
+    """Whether drawing a level below them would leave the curves at least two thirds of the height, or nearly."""
+    if level <= 0 or low <= 0:
+        return level >= low
+    return level >= low or math.log(low / level) <= 0.6 * math.log(max(high / low, 1.5))
 
 
 def nice(low: float, high: float, most: int, *, whole: bool = False) -> list[float]:
@@ -193,15 +208,15 @@ def short(value: float) -> str:
 
 def _line(curve: Curve, scale: _Scale) -> list[str]:
     """The band from the least to the greatest, if there is one, the line of the means, and its points."""
-    parts, colour = [], f"c{curve.colour % 8}"
+    parts, kind = [], colour(curve.colour)
     points = [(_n(scale.x(x)), _n(scale.y(y))) for x, y in zip(curve.x, curve.y, strict=True)]
     if curve.low is not None and curve.high is not None:
         upper = [(x, _n(scale.y(each))) for (x, _), each in zip(points, curve.high, strict=True)]
         lower = [(x, _n(scale.y(each))) for (x, _), each in zip(points, curve.low, strict=True)]
-        parts.append(f'<path class="band {colour}" d="{_path(upper + lower[::-1])}Z"/>')
-    parts.append(f'<path class="line {colour}" d="{_path(points)}"/>')
+        parts.append(f'<path class="band {kind}" d="{_path(upper + lower[::-1])}Z"/>')
+    parts.append(f'<path class="line {kind}" d="{_path(points)}"/>')
     if (curve.dots and len(points) <= DOTS) or len(points) == 1:
-        parts.append(f'<path class="dots {colour}" d="{"".join(f"M{x} {y}h0" for x, y in points)}"/>')
+        parts.append(f'<path class="dots {kind}" d="{"".join(f"M{x} {y}h0" for x, y in points)}"/>')
     return parts
 
 
@@ -215,7 +230,7 @@ def _areas(curves: Sequence[Curve], scale: _Scale) -> list[str]:
         top = [min(1.0, below + value) for below, value in zip(floor, values, strict=False)]
         upper = [(_n(scale.x(x)), _n(scale.y(y))) for x, y in zip(places, top, strict=False)]
         lower = [(_n(scale.x(x)), _n(scale.y(y))) for x, y in zip(places, floor, strict=False)]
-        parts.append(f'<path class="area c{curve.colour % 8}" d="{_path(upper + lower[::-1])}Z"/>')
+        parts.append(f'<path class="area {colour(curve.colour)}" d="{_path(upper + lower[::-1])}Z"/>')
         floor = top
     return parts
 
@@ -224,15 +239,16 @@ def _path(points: Sequence[tuple[str, str]]) -> str:
     return "M" + "L".join(f"{x} {y}" for x, y in points)
 
 
-def _legend(chart: Chart, curves: Sequence[Curve]) -> str:
+def _legend(chart: Chart, curves: Sequence[Curve], scale: _Scale) -> str:
     """Each curve with its last value, which the script replaces by the one that is pointed at."""
     rest = [chart.value(each.y[-1] if each.rest is None else each.rest) for each in curves]
     entries = [
-        f'<li><i class="key c{each.colour % 8}"></i>{escape(each.name)} <b>{escape(text)}</b></li>'
+        f'<li><i class="key {colour(each.colour)}"></i>{escape(each.name)} <b>{escape(text)}</b></li>'
         for each, text in zip(curves, rest, strict=True)
     ]
     entries += [
-        f'<li><i class="key level"></i>{escape(name)} <b class="fixed">{escape(chart.value(level))}</b></li>'
+        f'<li><i class="key level"></i>{escape(name)} <b class="fixed">{escape(chart.value(level))}</b>'
+        f"{'' if level in scale.levels else ', below'}</li>"
         for name, level in chart.lines
     ]
     counted = {what: sum(each == what for _, each in chart.marks) for _, what in chart.marks}

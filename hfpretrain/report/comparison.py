@@ -5,6 +5,7 @@ from typing import Any
 
 from hfpretrain.amounts import count, span
 from hfpretrain.report import html
+from hfpretrain.report.chart import colour
 from hfpretrain.report.page import COLUMNS, STATES
 from hfpretrain.report.plots import Axis, percent, plain, plots_of_all
 from hfpretrain.report.told import Told
@@ -31,7 +32,7 @@ def comparison(runs: Sequence[Told]) -> str:
     """The whole page, as a text."""
     runs = _told_apart(runs)
     colours = "".join(
-        f'<li><i class="key c{number % 8}"></i>{html.shown(run.name)} <small>{STATES[run.state]}</small></li>'
+        f'<li><i class="key {colour(number)}"></i>{html.shown(run.name)} <small>{STATES[run.state]}</small></li>'
         for number, run in enumerate(runs)
     )
     problems = "".join(
@@ -88,16 +89,17 @@ def _numbers(runs: Sequence[Told], *, alike: bool) -> str:
     ]
     best = []
     for place, key in enumerate(keys):
-        known = [(row[place], number) for number, row in enumerate(values) if row[place] is not None]
+        known = [(value, number) for number, row in enumerate(values) if (value := row[place]) is not None]
         if key in UNRANKED or len(known) < 2 or (key in OF_EQUAL_TOKENS and not alike):
             continue
-        choose = min if key in LEAST else max
-        best.append((choose(known)[1], place + 1))
+        good = (min if key in LEAST else max)(value for value, _ in known)
+        if any(value != good for value, _ in known):
+            best += [(number, place + 1) for value, number in known if value == good]
     return html.numbers(["run", *(columns[key][0] for key in keys)], rows, best=best)
 
 
 def _differences(runs: Sequence[Told]) -> str:
-    """The keys of the recipes that are not the same everywhere, a column for each run."""
+    """The keys of the recipes that are not the same everywhere, by run."""
     settings = [_flat(run.mapping()) for run in runs]
     keys = list(dict.fromkeys(key for each in settings for key in each))
     rows = [
@@ -107,7 +109,11 @@ def _differences(runs: Sequence[Told]) -> str:
     ]
     if not rows:
         return "<p>Nothing.</p>" if all(settings) else ""
-    return html.numbers(["key", *(run.name for run in runs)], rows, words=True)
+    head = ["key", *(run.name for run in runs)]
+    if len(runs) > len(rows):  # the longer way down
+        head, *rows = (list(column) for column in zip(head, *rows, strict=True))
+        head[0] = "run"
+    return html.numbers(head, rows, words=True)
 
 
 def _flat(value: Any, key: str = "") -> dict[str, str]:

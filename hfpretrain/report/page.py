@@ -85,7 +85,7 @@ def _tiles(run: Told) -> Iterator[tuple[str, str, str]]:
         yield "bits per byte", plain(bits), "of held-out text"
     if (accuracy := run.number("validation_accuracy")) is not None:
         five = run.number("validation_top5_accuracy")
-        yield "accuracy", percent(accuracy), f"{percent(five)} among five" if five is not None else ""
+        yield "accuracy", percent(accuracy), f"top 5: {percent(five)}" if five is not None else ""
     if (pairs := run.number("pairs_accuracy")) is not None:
         of = run.number("pairs")
         yield "minimal pairs", percent(pairs), f"of {of:,.0f}" if of is not None else ""

@@ -95,8 +95,8 @@ def plots_of(run: Told) -> Iterator[str]:
     )
     yield '<div class="charts">'
     for key, measure in _measures([run]):
-        names = [("validation_top5_accuracy", "among the five likeliest")] if key == "validation_accuracy" else []
-        found = _curves([run], key, "step", names=["likeliest" if names else measure.title.lower()])
+        names = [("validation_top5_accuracy", "top 5")] if key == "validation_accuracy" else []
+        found = _curves([run], key, "step", names=["top 1" if names else measure.title.lower()])
         for number, (more, name) in enumerate(names, start=1):
             found += _curves([run], more, "step", names=[name], colour=number)
         yield _small(measure, found, end, "step")

@@ -75,6 +75,8 @@ figcaption { display: flex; flex-wrap: wrap; align-items: baseline; gap: 0 0.6re
   display: inline-block; width: 0.7rem; height: 0.7rem; border-radius: 3px; margin-right: 0.4rem;
   background: var(--c);
 }
+.key.dashed { background: repeating-linear-gradient(to right, var(--c) 0 4px, transparent 4px 6px); }
+.line.dashed { stroke-dasharray: 6 5; }
 .key.level {
   height: 0; border-top: 2px dashed var(--soft); background: none; vertical-align: 0.25rem; border-radius: 0;
   width: 1rem;
@@ -120,7 +122,7 @@ tr:last-child > * { border-bottom: 0; }
 td { overflow-wrap: anywhere; } .numbers td, .numbers thead th { white-space: nowrap; text-align: right; }
 .words td, .words thead th { text-align: left; white-space: normal; }
 .numbers tr > :first-child {
-  text-align: left; white-space: normal; min-width: 5rem; } .numbers td.best { font-weight: 650;
+  text-align: left; white-space: normal; min-width: 7rem; } .numbers td.best { font-weight: 650;
 }
 .numbers tr > :last-child, .facts tr > :last-child { padding-right: 0; }
 .facts th { width: 1%; padding-right: 1.5rem; }
@@ -157,6 +159,7 @@ body:has(#by-step:checked) .by-token, body:not(:has(#by-step:checked)) .by-step 
 footer { color: var(--soft); font-size: 0.8rem; }
 @media (max-width: 560px) {
   main { padding: 1.2rem 0.75rem 2rem; gap: 0.8rem; } h1 { font-size: 1.4rem; }
+  .tiles div:last-child:nth-child(odd) { grid-column: span 2; }
   .tiles { grid-template-columns: 1fr 1fr; gap: 0.5rem; } .tiles dd.value { font-size: 1.2rem; }
   .card, .chart { padding-left: 0.8rem; padding-right: 0.8rem; } .tall .frame { height: 260px; }
   .plot { grid-template-columns: 2.7rem minmax(0, 1fr); } .sample li { grid-template-columns: 3.8rem minmax(0, 1fr); }

@@ -114,6 +114,7 @@ def run_loop(session: Session, at: Progress, checkpoint: Path | None, request: S
     recipe, plan, accelerator = session.recipe, session.plan, session.accelerator
     publisher = begin_pushing(session, at, checkpoint)
     metrics = open_metrics(session, at)
+    refresh_page(session, at, begins=True)
     origin = time.monotonic() - at.seconds
     done = plan.done(at.step, at.seconds)
     request.training_begins()

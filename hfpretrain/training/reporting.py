@@ -12,8 +12,8 @@ from hfpretrain.training.session import Session
 log = logging.getLogger(__name__)
 
 
-def refresh_page(session: Session, at: Progress) -> None:
-    """Writes report.html anew if there is something new to show. Only the first process does.
+def refresh_page(session: Session, at: Progress, *, begins: bool = False) -> None:
+    """Writes report.html anew if there is something new to show, or the run `begins`. Only the first process does.
 
     What was added to metrics.jsonl since the last time is all that is read.
     """
@@ -21,11 +21,13 @@ def refresh_page(session: Session, at: Progress) -> None:
         return
     run, plan = session.run, session.plan
     try:
-        if session.curves.read(run.metrics_file):
+        if session.curves.read(run.metrics_file) or begins:
             facts = {**session.facts, "seconds": at.seconds, "done": plan.done(at.step, at.seconds)}
             facts |= {"validation_floor": floor_of(session), "planned_steps": plan.steps}
             told = Told.from_facts(session.recipe.name, "running", facts, session.curves, session.recipe)
             write_text(run.page_file, page(told))
+            if begins:
+                log.info("report: %s, written anew at each evaluation", run.page_file)
     except Exception as error:  # whatever it is, the run is worth more
         say(error, run, session)
 
