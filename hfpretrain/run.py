@@ -75,6 +75,11 @@ class Run:
         return self.path / "training_curve.png"
 
     @property
+    def page_file(self) -> Path:
+        """The report: a page to look at."""
+        return self.path / "report.html"
+
+    @property
     def averaged(self) -> Path:
         """The model with the average of the weights, if the recipe asks for one."""
         return self.path / "averaged"
@@ -132,6 +137,23 @@ class Run:
                         (self.path / LOCK).unlink()
                         for each in made:
                             each.rmdir()
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a process trains in this directory just now, as far as that can be seen."""
+        try:
+            file = open_own(self.path / LOCK, os.O_RDONLY)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        finally:
+            os.close(file)
+        return False
 
     @property
     def state(self) -> State:

@@ -18,6 +18,7 @@ FLOORS = [
     ["modeling"],
     ["inference"],
     ["evaluation", "preparation", "publish"],
+    ["report"],
     ["training"],
     ["check", "sweep", "verify"],
     ["__init__"],
@@ -41,6 +42,7 @@ PARTS = {
     "cli_experiments": "cli",
     "cli_models": "cli",
     "cli_options": "cli",
+    "cli_report": "cli",
     "check_data": "check",
 }
 LIGHT = [

@@ -5,6 +5,7 @@ from hfpretrain.training.begin import Progress
 from hfpretrain.training.console import Display
 from hfpretrain.training.guard import gathered
 from hfpretrain.training.metrics import Metrics
+from hfpretrain.training.reporting import refresh_page
 from hfpretrain.training.samples import samples_now
 from hfpretrain.training.session import Session
 from hfpretrain.training.signals import StopRequest
@@ -24,12 +25,14 @@ def evaluate_now(
         stopped=lambda: bool(request.signal),
     )
     shown = samples_now(session) if evaluated and session.accelerator.is_main_process else []
-    metrics.restart_clock()
     at.evaluation_due = evaluated is None
     if evaluated is None:
+        metrics.restart_clock()
         return
     at.evaluated, at.evaluated_after, at.evaluated_all = evaluated, at.step, most is None
     metrics.write({"step": at.step, **evaluated.as_dict()} | ({"samples": shown} if shown else {}))
     display.say(f"step {at.step}: {evaluated}")
     for sample in shown:
         display.say("  " + " ".join(sample_in_words(sample).split()))
+    refresh_page(session, at)
+    metrics.restart_clock()

@@ -9,7 +9,6 @@ from typing import Any
 from hfpretrain import hardware
 from hfpretrain.amounts import span
 from hfpretrain.card import LOCAL, NEUTRAL, write_card
-from hfpretrain.data.floor import grammar_loss
 from hfpretrain.errors import CheckpointError
 from hfpretrain.evaluation import Evaluated
 from hfpretrain.files import damage, move_files, remove, write_manifest, write_whole
@@ -17,6 +16,7 @@ from hfpretrain.recipe_stages import validation_sources
 from hfpretrain.run import FINISHED, Run
 from hfpretrain.training.checkpoint import require_room, saved_bytes, written_by_all
 from hfpretrain.training.metrics import Metrics
+from hfpretrain.training.reporting import add_page, floor_of
 from hfpretrain.training.samples import example_texts, samples_of
 from hfpretrain.training.session import Session, describe, utilisation
 
@@ -34,6 +34,7 @@ def finish(session: Session, metrics: Metrics, step: int, seconds: float, evalua
             require_room(what, run.path, needed)
             save_final(session, what_it_came_to(session, metrics, step, seconds, evaluated) | averaged)
     if accelerator.is_main_process:
+        add_page(run, session)  # before the card, by which `complete` sees that nothing is left
         add_card(run)
         log.info("finished %d steps in %s; the run is in %s", step, span(seconds), run.path)
     accelerator.wait_for_everyone()
@@ -55,6 +56,7 @@ def complete(run: Run) -> None:
     with contextlib.suppress(OSError):
         remove(run.partial)
     if not run.card_file.exists():
+        add_page(run)
         add_card(run)
 
 
@@ -134,7 +136,7 @@ def what_it_came_to(
         "flops": facts["flops_per_token"] * tokens,
         "loss": logged[-1]["loss"] if logged else None,
         **(evaluated.as_dict() if evaluated else {}),
-        "validation_floor": grammar_loss(session.recipe, session.batches, isolated=facts["packing"] == "documents"),
+        "validation_floor": floor_of(session),
         "peak_memory_bytes": hardware.peak_memory(session.accelerator.device),
         "mask_token": session.tokenizer.mask_token,
     }

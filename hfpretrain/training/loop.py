@@ -29,6 +29,7 @@ from hfpretrain.training.guard import gathered, leave_out
 from hfpretrain.training.metrics import Metrics
 from hfpretrain.training.optimizer import set_learning_rate
 from hfpretrain.training.publisher import Publisher
+from hfpretrain.training.reporting import refresh_page
 from hfpretrain.training.schedule import Plan, learning_rate_factor
 from hfpretrain.training.session import Session, open_accelerator, prepare_session, utilisation
 from hfpretrain.training.signals import SAVED, StopNow, StopRequest, stop_on_signals
@@ -113,6 +114,7 @@ def run_loop(session: Session, at: Progress, checkpoint: Path | None, request: S
     recipe, plan, accelerator = session.recipe, session.plan, session.accelerator
     publisher = begin_pushing(session, at, checkpoint)
     metrics = open_metrics(session, at)
+    refresh_page(session, at, begins=True)
     origin = time.monotonic() - at.seconds
     done = plan.done(at.step, at.seconds)
     request.training_begins()
@@ -178,6 +180,7 @@ def save_now(session: Session, metrics: Metrics, publisher: Publisher | None, at
     )
     if publisher and at.branch:
         publisher.offer(saved, at.branch)
+    refresh_page(session, at)
     metrics.restart_clock()
 
 

@@ -29,6 +29,7 @@ from hfpretrain.modeling.parameters import count_parameters, count_without_embed
 from hfpretrain.modeling.tokenizer import build_tokenizer, load_tokenizer
 from hfpretrain.recipe import Amount, Model, Recipe, Source
 from hfpretrain.recipe_stages import batch_sizes, longest_block, training_sources
+from hfpretrain.report import Curves
 from hfpretrain.run import Run
 from hfpretrain.training.averaging import Average
 from hfpretrain.training.budget import in_tokens, learning_rate
@@ -74,7 +75,10 @@ class Session:
     evaluator: Evaluator
     average: Average | None = None
     judged: Judged = field(default_factory=Judged)
+    curves: Curves = field(default_factory=Curves)
+    """What the report has read of metrics.jsonl so far."""
     said_waiting: bool = False
+    said_no_page: bool = False
 
 
 def utilisation(session: Session, tokens_per_second: float) -> float:
