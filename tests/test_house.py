@@ -17,7 +17,7 @@ FLOORS = [
     ["data"],
     ["modeling"],
     ["inference"],
-    ["evaluation", "preparation", "publish"],
+    ["evaluation", "export", "preparation", "publish"],
     ["training"],
     ["check", "sweep", "verify"],
     ["__init__"],
@@ -39,9 +39,13 @@ PARTS = {
     "cli_data": "cli",
     "cli_evaluate": "cli",
     "cli_experiments": "cli",
+    "cli_export": "cli",
     "cli_models": "cli",
     "cli_options": "cli",
     "check_data": "check",
+    "export_check": "export",
+    "export_gguf": "export",
+    "export_onnx": "export",
 }
 LIGHT = [
     "cli",
