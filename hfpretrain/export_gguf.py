@@ -5,6 +5,7 @@ Only what can be read back is written: the architectures below, with a tokenizer
 
 import importlib
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from hfpretrain.errors import HFPretrainError, ModelError
 from hfpretrain.export_check import Batch, save_tokenizer
 from hfpretrain.inference import CausalLM, MaskedLM
 from hfpretrain.inference.words import rows_of
+
+log = logging.getLogger(__name__)
 
 MAGIC = b"GGUF"
 
@@ -69,6 +72,8 @@ def check_gguf(llm: CausalLM | MaskedLM) -> None:
         )
     _split_of(llm)
     _around(llm)
+    if llm.tokenizer.backend_tokenizer.normalizer is not None:
+        log.warning("the tokenizer composes characters first (NFC), which llama.cpp does not: give it composed text")
 
 
 def write_gguf(llm: CausalLM, file: Path) -> None:
@@ -207,7 +212,7 @@ def _split_of(llm: CausalLM) -> str:
         raise _no_tokenizer(llm, f"is a {model['type']} over {last['type']}")
     if not model["merges"]:
         raise _no_tokenizer(llm, "has no merges")
-    if normalizer:
+    if normalizer and normalizer["type"] != "NFC":
         raise _no_tokenizer(llm, f"changes text first ({normalizer['type']})")
     for name, whole_words in _SPLITS.items():
         if last["use_regex"]:

@@ -34,6 +34,18 @@ onnx = pytest.mark.skipif(
 )
 gguf = pytest.mark.skipif(find_spec("gguf") is None, reason="needs hfpretrain[gguf]")
 
+GROUPED: dict[str, Any] = {
+    "num_key_value_heads": 1,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0},
+}
+GGUF: dict[str, dict[str, Any]] = {
+    "llama": GROUPED | {"head_dim": 32},
+    "mistral": GROUPED | {"sliding_window": None},
+    "qwen2": GROUPED,
+    "qwen3": GROUPED | {"head_dim": 32},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64},
+}
+"""The architectures that are written as GGUF, in shapes that are not their defaults."""
 SENTENCES = ["the quick brown fox jumps over the lazy dog.", "a small bird sings near the river.", "the cat"]
 
 
@@ -52,7 +64,8 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def untrained(folder: Path, architecture: str = "llama", algorithm: str = "bpe", **config: Any) -> Path:
     """A causal model folder with weights by chance, and a tokenizer of the algorithm."""
     tokenizer = train_tokenizer(Tokenizer(algorithm=algorithm, vocab_size=400), "clm", TEXTS)  # type: ignore[arg-type]
-    sizes = {"vocab_size": 402, "max_position_embeddings": 64, **LLAMA}
+    # Large weights: with those of a beginning, attention is even, and what is wrong with it would not be seen.
+    sizes = {"vocab_size": 402, "max_position_embeddings": 64, "initializer_range": 0.3, **LLAMA}
     own = CONFIG_MAPPING[architecture](**(sizes | config), bos_token_id=1, eos_token_id=2, pad_token_id=0)
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(own).save_pretrained(folder)
@@ -79,6 +92,8 @@ def test_onnx_predicts_what_the_run_predicts_for_any_number_and_length_of_texts(
 ) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     run: Run = request.getfixturevalue(kind)
+    (tmp_path / ".exported.partial").mkdir()
+    (tmp_path / ".exported.partial" / "left by a kill").touch()
     done = hfpretrain("export", run.path, "--to", "onnx", "--output", "exported", "--json")
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
@@ -86,6 +101,7 @@ def test_onnx_predicts_what_the_run_predicts_for_any_number_and_length_of_texts(
     assert said["largest_difference"] < 1e-4
     assert left(tmp_path) == {"exported"}
     session = onnxruntime.InferenceSession(tmp_path / "exported" / "model.onnx")
+    assert not (tmp_path / "exported" / "left by a kill").exists()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "exported")
     of_run = AutoTokenizer.from_pretrained(run.path)
     llm = load(run.path)
@@ -101,17 +117,10 @@ def test_onnx_predicts_what_the_run_predicts_for_any_number_and_length_of_texts(
 
 
 @gguf
-@pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen2", "qwen3", "gpt2"])
+@pytest.mark.parametrize("architecture", GGUF)
 @pytest.mark.parametrize("tied", [True, False])
 def test_gguf_is_read_back_with_the_same_predictions_and_tokens(architecture: str, tied: bool, tmp_path: Path) -> None:
-    config: dict[str, Any] = {"tie_word_embeddings": tied}
-    if architecture == "gpt2":
-        config |= {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
-    else:
-        config |= {"num_key_value_heads": 1, "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0}}
-    config |= {"sliding_window": None} if architecture == "mistral" else {}
-    config |= {"head_dim": 32} if architecture in ("llama", "qwen3") else {}
-    folder = untrained(tmp_path / "model", architecture, **config)
+    folder = untrained(tmp_path / "model", architecture, tie_word_embeddings=tied, **GGUF[architecture])
     exported = export(folder, "gguf")
     assert exported.path == folder / "model.gguf"
     assert exported.agreement.same == exported.agreement.positions > 40
@@ -137,19 +146,13 @@ def test_a_run_as_gguf_carries_its_tokenizer(llama: Run, hfpretrain: Command, tm
 
 
 @gguf
-@pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen2", "qwen3", "gpt2"])
+@pytest.mark.parametrize("architecture", GGUF)
 def test_llama_cpp_reads_the_same_tokens_and_predicts_the_same(architecture: str, tmp_path: Path) -> None:
     llama_cpp = pytest.importorskip("llama_cpp")
-    config: dict[str, Any] = {"tie_word_embeddings": False}
-    if architecture == "gpt2":
-        config |= {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
-    else:
-        config |= {"num_key_value_heads": 1, "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0}}
-    config |= {"sliding_window": None} if architecture == "mistral" else {}
-    config |= {"head_dim": 32} if architecture in ("llama", "qwen3") else {}
-    folder = untrained(tmp_path / "model", architecture, **config)
+    folder = untrained(tmp_path / "model", architecture, tie_word_embeddings=False, **GGUF[architecture])
     exported = export(folder, "gguf")
-    loaded = llama_cpp.Llama(str(exported.path), n_ctx=64, logits_all=True, verbose=False, n_threads=1)
+    exact = {"type_k": 0, "type_v": 0, "n_threads": 1}  # keys and values in float32
+    loaded = llama_cpp.Llama(str(exported.path), n_ctx=64, logits_all=True, verbose=False, **exact)
     llm = load(folder)
     for text in [*TEXTS, *SENTENCES]:
         ids = llm.tokenizer(text)["input_ids"]
@@ -159,8 +162,10 @@ def test_llama_cpp_reads_the_same_tokens_and_predicts_the_same(architecture: str
         with torch.no_grad():
             expected = llm.model(torch.tensor([ids])).logits[0].log_softmax(-1)
         found = torch.tensor(loaded.scores[: len(ids)]).log_softmax(-1)
-        assert (found - expected).abs().max() < 0.02  # llama.cpp keeps keys and values in float16
-        assert five_best(found[-1:]) == five_best(expected[-1:])
+        print((found - expected).abs().max())
+        assert (found - expected).abs().max() < 0.005
+        best = expected.topk(5).indices
+        assert (found.gather(-1, best) - found.topk(5).values).abs().max() < 0.005
 
 
 @gguf
@@ -222,12 +227,7 @@ def test_stopped_half_way_it_leaves_nothing_that_looks_like_an_export(
     process.send_signal(number)
     process.communicate()
     assert process.returncode == (128 + number if number == signal.SIGTERM else -number)
-    assert not (tmp_path / "exported").exists()
-    if number == signal.SIGTERM:
-        assert left(tmp_path) == set()
-    else:
-        export(bert.path, "onnx", tmp_path / "exported")
-        assert left(tmp_path) == {"exported"}
+    assert left(tmp_path) == (set() if number == signal.SIGTERM else {".exported.partial"})
 
 
 @pytest.mark.parametrize(
