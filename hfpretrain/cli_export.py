@@ -46,5 +46,5 @@ def export(
     typer.echo(f"written   {exported.path}, {size_in_words(exported.bytes)}")
     typer.echo(
         f"checked   the same five likeliest tokens at {same.same:,} of {same.positions:,} positions, "
-        f"log-probabilities within {same.worst:.1e}"
+        f"log-probabilities within {same.worst:.1g}"
     )

@@ -11,6 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import transformers
+from packaging.version import Version
+
+from hfpretrain import hub
 from hfpretrain.errors import HFPretrainError, ModelError, StorageError, UserError
 from hfpretrain.export_check import Agreement, Batch, agreement, batches_of, real_texts
 from hfpretrain.export_gguf import MAGIC, check_gguf, run_gguf, write_gguf
@@ -23,6 +27,8 @@ log = logging.getLogger(__name__)
 Format = Literal["onnx", "gguf"]
 
 PACKAGES: dict[Format, tuple[str, ...]] = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "gguf": ("gguf",)}
+TRANSFORMERS = "5.23"
+"""Earlier ones export otherwise, or read GGUF otherwise."""
 _NAMES: dict[Format, str] = {"onnx": "ONNX", "gguf": "GGUF"}
 
 
@@ -44,6 +50,7 @@ def export(model: str | Path, to: Format, output: str | Path | None = None, *, f
     the way, StorageError where there is no room, and HFPretrainError where the two do not agree: then nothing is left.
     """
     name = str(model)
+    _check_transformers()
     place = Path(output).expanduser() if output is not None else _default_place(name, to)
     _check_place(place, to, force)
     llm = load(name, device="cpu")
@@ -85,16 +92,15 @@ def _write_and_check(
             assert isinstance(llm, CausalLM), "check_gguf lets no other through"
             write_gguf(llm, folder / filename)
             outputs = run_gguf(llm, folder / filename, batches)
-    except (HFPretrainError, OSError):
-        raise
-    except Exception as error:  # the exporters and runtimes raise anything
-        said = (str(error).strip().splitlines() or [""])[0]
+        found = agreement(llm, batches, outputs)
+    except Exception as error:  # the exporters and runtimes raise anything; an OSError without a number is theirs, too
+        if isinstance(error, HFPretrainError) or (isinstance(error, OSError) and error.errno):
+            raise
         raise ModelError(
-            f"a {llm.model.config.model_type} cannot be exported to {_NAMES[to]} with these versions "
-            f"({type(error).__name__}: {said[:300]})",
-            hint=f"try newer ones: pip install --upgrade transformers {' '.join(PACKAGES[to])}",
+            f"{llm.name} ({llm.model.config.model_type}) cannot be exported to {_NAMES[to]} with these versions: "
+            f"{type(error).__name__}, {hub.first_line(error)[:300]}",
+            hint=f"newer ones may: pip install --upgrade transformers {' '.join(PACKAGES[to])}",
         ) from error
-    found = agreement(llm, batches, outputs)
     if not found.holds:
         raise HFPretrainError(
             f"the {_NAMES[to]} model does not predict what {llm.name} predicts, and was removed: log-probabilities "
@@ -104,12 +110,18 @@ def _write_and_check(
     return found
 
 
+def _check_transformers() -> None:
+    if Version(transformers.__version__) < Version(TRANSFORMERS):
+        raise UserError(
+            f"an export needs transformers {TRANSFORMERS} or newer, and this is {transformers.__version__}",
+            hint="pip install --upgrade transformers",
+        )
+
+
 def _check_packages(to: Format) -> None:
     missing = [package for package in PACKAGES[to] if importlib.util.find_spec(package) is None]
     if missing:
         raise UserError(f"--to {to} needs {', '.join(missing)}", hint=f"install it: pip install 'hfpretrain[{to}]'")
-    if to == "onnx" and importlib.util.find_spec("transformers.exporters") is None:
-        raise UserError("--to onnx needs a transformers that exports", hint="pip install --upgrade transformers")
 
 
 def _default_place(name: str, to: Format) -> Path:

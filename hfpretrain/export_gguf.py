@@ -55,7 +55,8 @@ def check_gguf(llm: CausalLM | MaskedLM) -> None:
     if kind not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise ModelError(
-            f"{llm.name} is a {kind}, which is not written as GGUF", hint=f"these are: {known}; or use --to onnx"
+            f"{llm.name} is of architecture {kind}, which is not written as GGUF",
+            hint=f"these are: {known}; or use --to onnx",
         )
     for key, only in _FIXED.get(kind, _LLAMA).items():
         if getattr(config, key, only) != only:
@@ -209,7 +210,7 @@ def _split_of(llm: CausalLM) -> str:
     steps = said["pre_tokenizer"] or {"type": "none"}
     *before, last = steps["pretokenizers"] if steps["type"] == "Sequence" else [steps]
     if model["type"] != "BPE" or last["type"] != "ByteLevel" or last["add_prefix_space"]:
-        raise _no_tokenizer(llm, f"is a {model['type']} over {last['type']}")
+        raise _no_tokenizer(llm, f"is another one (model {model['type']}, pre-tokenizer {last['type']})")
     if not model["merges"]:
         raise _no_tokenizer(llm, "has no merges")
     if normalizer and normalizer["type"] != "NFC":
