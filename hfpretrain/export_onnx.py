@@ -20,7 +20,7 @@ _INPUTS = ("input_ids", "attention_mask")
 
 
 def write_onnx(llm: CausalLM | MaskedLM, folder: Path, example: Batch) -> None:
-    """Writes `model.onnx`, its weights beside it, config and tokenizer into `folder`, as optimum has them.
+    """Writes `model.onnx`, its weights beside it, config and tokenizer into `folder`.
 
     The graph takes `input_ids` and `attention_mask`, int64 [batch, sequence], and gives `logits`; it has no cache of
     keys and values. `example` is what it is traced with. Raises whatever the exporter raises for what it cannot do.
@@ -28,8 +28,9 @@ def write_onnx(llm: CausalLM | MaskedLM, folder: Path, example: Batch) -> None:
     from transformers.exporters.configs import OnnxConfig
     from transformers.exporters.exporter_onnx import OnnxExporter
 
-    model, either = llm.model, torch.export.Dim.DYNAMIC
-    config = OnnxConfig(dynamic=True, dynamic_shapes={name: {0: either, 1: either} for name in _INPUTS})
+    # Free, and tied to each other where the model needs it; an axis that came out fixed fails the check.
+    model, free = llm.model, torch.export.Dim.AUTO
+    config = OnnxConfig(dynamic=True, dynamic_shapes={name: {0: free, 1: free} for name in _INPUTS})
     use_cache = getattr(model.config, "use_cache", None)
     with _quiet():
         try:
