@@ -15,6 +15,7 @@ import typer
 from hfpretrain.cli_data import print_sources
 from hfpretrain.cli_evaluate import evaluate
 from hfpretrain.cli_experiments import find_lr, sweep
+from hfpretrain.cli_export import export
 from hfpretrain.cli_models import load_model, print_next_words, vars_of
 from hfpretrain.cli_options import AsJson, ModelName, Overrides, RecipeFile
 from hfpretrain.cli_report import report
@@ -225,6 +226,7 @@ def generate(
 
 app.command()(evaluate)
 app.command()(report)
+app.command()(export)
 
 
 @app.command()

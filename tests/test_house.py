@@ -17,7 +17,7 @@ FLOORS = [
     ["data"],
     ["modeling"],
     ["inference"],
-    ["evaluation", "preparation", "publish"],
+    ["evaluation", "export", "preparation", "publish"],
     ["report"],
     ["training"],
     ["check", "sweep", "verify"],
@@ -40,10 +40,14 @@ PARTS = {
     "cli_data": "cli",
     "cli_evaluate": "cli",
     "cli_experiments": "cli",
+    "cli_export": "cli",
     "cli_models": "cli",
     "cli_options": "cli",
     "cli_report": "cli",
     "check_data": "check",
+    "export_check": "export",
+    "export_gguf": "export",
+    "export_onnx": "export",
 }
 LIGHT = [
     "cli",
