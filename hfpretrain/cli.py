@@ -17,6 +17,7 @@ from hfpretrain.cli_evaluate import evaluate
 from hfpretrain.cli_experiments import find_lr, sweep
 from hfpretrain.cli_models import load_model, print_next_words, vars_of
 from hfpretrain.cli_options import AsJson, ModelName, Overrides, RecipeFile
+from hfpretrain.cli_ui import ui
 from hfpretrain.errors import HFPretrainError, UserError
 from hfpretrain.process import CurrentStderr, follow_launcher, leave, prepare_environment
 from hfpretrain.secrets import without_secrets
@@ -223,6 +224,7 @@ def generate(
 
 
 app.command()(evaluate)
+app.command()(ui)
 
 
 @app.command()

@@ -19,7 +19,7 @@ FLOORS = [
     ["inference"],
     ["evaluation", "preparation", "publish"],
     ["training"],
-    ["check", "sweep", "verify"],
+    ["check", "sweep", "ui", "verify"],
     ["__init__"],
     ["cli"],
     ["__main__"],
@@ -41,6 +41,7 @@ PARTS = {
     "cli_experiments": "cli",
     "cli_models": "cli",
     "cli_options": "cli",
+    "cli_ui": "cli",
     "check_data": "check",
 }
 LIGHT = [
