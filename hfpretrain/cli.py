@@ -19,6 +19,7 @@ from hfpretrain.cli_export import export
 from hfpretrain.cli_models import load_model, print_next_words, vars_of
 from hfpretrain.cli_options import AsJson, ModelName, Overrides, RecipeFile
 from hfpretrain.cli_report import report
+from hfpretrain.cli_ui import ui
 from hfpretrain.errors import HFPretrainError, UserError
 from hfpretrain.process import CurrentStderr, follow_launcher, leave, prepare_environment
 from hfpretrain.secrets import without_secrets
@@ -227,6 +228,7 @@ def generate(
 app.command()(evaluate)
 app.command()(report)
 app.command()(export)
+app.command()(ui)
 
 
 @app.command()

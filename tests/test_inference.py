@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -535,3 +536,23 @@ def test_what_cannot_be_used_is_said(masked_folder: Path, tmp_path: Path, capfd:
     capfd.readouterr()
     load(masked_folder)
     assert capfd.readouterr() == ("", "")
+
+
+def test_words_of_a_text_have_the_probabilities_that_the_model_gives_them(any_causal: CausalLM) -> None:
+    prompt, text = "I love to eat", " pizza with cheese, and olives"
+    words = any_causal.word_probabilities(text, prompt=prompt)
+    assert "".join(each.token for each in words).strip() == text.strip()
+    assert words[-1].sentence == prompt + text
+    tokenizer, model = any_causal.tokenizer, any_causal.model
+
+    def begun(text: str) -> list[int]:
+        ids: list[int] = tokenizer(text)["input_ids"]
+        return ids[:-1] if ids[-1] in tokenizer.all_special_ids else ids
+
+    before, ids = begun(prompt), begun(prompt + text)
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([ids])).logits[0].clone()
+    never = sorted({*range(logits.shape[1])} - ({*tokenizer.get_vocab().values()} - {*tokenizer.all_special_ids}))
+    logits[:, [token for token in never if token != tokenizer.eos_token_id]] = -torch.inf
+    chosen = logits.log_softmax(-1)[range(len(before) - 1, len(ids) - 1), ids[len(before) :]]
+    assert math.prod(each.probability for each in words) == pytest.approx(float(chosen.sum().exp()), rel=1e-4)

@@ -139,6 +139,36 @@ class CausalLM:
         ranked = sorted(found.items(), key=lambda item: -item[1])[:top_k]
         return [Prediction(word, probability, sentences[word]) for word, probability in ranked]
 
+    def word_probabilities(self, text: str, *, prompt: str = "") -> list[Prediction]:
+        """The words of `text`, which goes on from `prompt`, each with its probability given all that stands before it.
+
+        A word is a word, a mark or a space with what is next to it in a token; joined they are `text`. Its probability
+        is the product of those of its tokens, as the tokenizer spells it. Without a prompt, and where nothing is put in
+        front of a text, the first token has none and is left out. Raises UserError as `generate` does.
+        """
+        prompt, before = self._encode(prompt) if prompt else (prompt, [])
+        _, ids = self._encode(prompt + text, room=0)
+        # The prompt's last tokens may be others with the text behind them, which are looked at then.
+        pairs = enumerate(zip(before, ids, strict=False))
+        start = max(1, next((at for at, (one, other) in pairs if one != other), len(before)))
+        rows = torch.tensor([ids], device=self.model.device)
+        with torch.no_grad():
+            logits = self.model(input_ids=rows, use_cache=False).logits[0, start - 1 : -1].float().cpu()
+        logits[:, self._text.never] = -torch.inf
+        found: list[Prediction] = []
+        known = 0
+        shares = torch.softmax(logits, -1)[torch.arange(len(ids) - start), torch.tensor(ids[start:])].tolist()
+        for end, share in enumerate(shares, start=start + 1):
+            # The bytes of a character may be spread over tokens; until the last has come they decode to this.
+            so_far = self._text.after(ids[:start], ids[start:end]).rstrip("\N{REPLACEMENT CHARACTER}")
+            piece, known = so_far[known:], max(known, len(so_far))
+            last = found[-1] if found else None
+            if last and (not piece or (shape_of(last.token[-1:]) in "wj?" and shape_of(piece[:1]) in "wj?")):
+                found[-1] = Prediction(last.token + piece, last.probability * share, prompt + so_far)
+            else:
+                found.append(Prediction(piece, share, prompt + so_far))
+        return found
+
     def _extended(
         self, ids: list[int], path: list[int], distribution: torch.Tensor
     ) -> Iterator[tuple[float, list[int], str, str]]:
@@ -178,8 +208,11 @@ class CausalLM:
         logits[:, self._text.never] = -torch.inf
         return torch.softmax(logits, -1)
 
-    def _encode(self, prompt: str) -> tuple[str, list[int]]:
-        """The prompt as it is continued, and its ids with the special tokens that belong in front of it."""
+    def _encode(self, prompt: str, room: int = 1) -> tuple[str, list[int]]:
+        """The prompt as it is continued, and its ids with the special tokens that belong in front of it.
+
+        There has to be room in the model's context for so many tokens more.
+        """
         if prompt.endswith(" ") and any(piece[0] == " " != piece for piece in self._text.pieces if piece):
             prompt = prompt.rstrip(" ")
         encoded = self.tokenizer(prompt, return_special_tokens_mask=True, verbose=False)
@@ -194,7 +227,7 @@ class CausalLM:
                     f"the prompt is empty, and {self.name} has no token to start from", hint="give a first word"
                 )
             ids = starts[:1]
-        if self._limit is not None and len(ids) >= self._limit:
+        if self._limit is not None and len(ids) + room > self._limit:
             raise UserError(
                 f"the prompt is {len(ids):,} tokens long, and {self.name} takes {self._limit:,} with the continuation",
                 hint="shorten the prompt",
