@@ -84,6 +84,11 @@ class Run:
         """A folder for each checkpoint that is to be pushed and is not yet, called as its branch."""
         return self.path / "unpushed"
 
+    @property
+    def logs(self) -> Path:
+        """What trackers write, and what is known of them; nothing of it belongs to the model."""
+        return self.path / "logs"
+
     def create(self) -> None:
         """Makes the directory; RunError where that is not possible."""
         try:
@@ -95,7 +100,7 @@ class Run:
 
     def check_own(self) -> None:
         """Raises RunError where a part of the run leads elsewhere: nothing is written or removed there."""
-        for part in (self.metrics_file, self.checkpoints, self.unpushed):
+        for part in (self.metrics_file, self.checkpoints, self.unpushed, self.logs):
             if part.is_symlink() or (part.exists() and not part.is_file() and not part.is_dir()):
                 raise RunError(
                     f"{part} is a link or a device, and a run writes to its own directory alone",

@@ -88,7 +88,7 @@ WRONG: dict[str, tuple[Callable[[Path], None], list[str], list[str]]] = {
         [TEXT, "data.block_size=512", "tokenizer={algorithm: byte}"],
         ["less than one block of 512", "data.block_size"],
     ),
-    "not there yet": (nothing, ["trackers=[tensorboard]"], ["trackers"]),
+    "unknown tracker": (nothing, ["trackers=[tensorbord]"], ["trackers", "tensorbord", "tensorboard"]),
     "override without a value": (nothing, ["train.batch_size"], ["train.batch_size", "KEY=VALUE"]),
 }
 
