@@ -15,6 +15,7 @@ import typer
 from hfpretrain.cli_data import print_sources
 from hfpretrain.cli_evaluate import evaluate
 from hfpretrain.cli_experiments import find_lr, sweep
+from hfpretrain.cli_init import init
 from hfpretrain.cli_models import load_model, print_next_words, vars_of
 from hfpretrain.cli_options import AsJson, ModelName, Overrides, RecipeFile
 from hfpretrain.errors import HFPretrainError, UserError
@@ -121,6 +122,7 @@ def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
     Console(highlight=False).print(check(loaded), soft_wrap=True)
 
 
+app.command()(init)
 app.command("find-lr")(find_lr)
 app.command()(sweep)
 
