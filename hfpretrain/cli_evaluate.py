@@ -5,12 +5,15 @@ from typing import Annotated, Any
 
 import typer
 
-from hfpretrain.cli_options import AsJson
+from hfpretrain.cli_options import AsJson, complete_run
 from hfpretrain.process import prepare_environment
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A run, a model folder or a Hub id.", show_default=False)],
+    model: Annotated[
+        str,
+        typer.Argument(help="A run, a model folder or a Hub id.", show_default=False, autocompletion=complete_run),
+    ],
     data: Annotated[
         str | None, typer.Option(help="A local file or folder. Default: the run's held-out part.", show_default=False)
     ] = None,
@@ -40,7 +43,12 @@ def evaluate(
 ) -> None:
     """Evaluate a model: loss, perplexity, bits per byte, accuracy, minimal pairs, tasks.
 
-    Example: hfpretrain evaluate runs/quickstart-clm --data novel.txt
+    \b
+    Examples:
+      hfpretrain evaluate runs/my
+      hfpretrain evaluate runs/my --data novel.txt --json
+      hfpretrain evaluate runs/my --pairs blimp.jsonl
+      hfpretrain evaluate runs/my --tasks hellaswag,arc_easy
     """
     prepare_environment()
     from hfpretrain.evaluation import evaluate_model

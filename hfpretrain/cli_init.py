@@ -29,7 +29,12 @@ def init(
 ) -> None:
     """Write a commented recipe from four answers: objective, data, size and name. What no flag says is asked.
 
-    Example: hfpretrain init
+    \b
+    Examples:
+      hfpretrain init
+      hfpretrain init --objective mlm --data corpus/ --size 15M --name mine
+      hfpretrain init --data "builtin everyday"
+      hfpretrain init --data org/dataset --size 124M
     """
     from hfpretrain import init as recipes
 

@@ -36,12 +36,14 @@ PARTS = {
     "amounts": "recipe",
     "model_files": "hub",
     "card": "publish",
+    "cli_about": "cli",
     "cli_data": "cli",
     "cli_evaluate": "cli",
     "cli_experiments": "cli",
     "cli_init": "cli",
     "cli_models": "cli",
     "cli_options": "cli",
+    "cli_runs": "cli",
     "check_data": "check",
 }
 LIGHT = [
