@@ -14,6 +14,7 @@ from hfpretrain.run import Run
 from hfpretrain.training.begin import rate_in_words, sizes_in_words
 from hfpretrain.training.estimate import Estimate, estimate
 from hfpretrain.training.session import open_accelerator, prepare_session, utilisation
+from hfpretrain.training.trackers import check_trackers
 
 SAMPLES = 2
 
@@ -21,6 +22,7 @@ SAMPLES = 2
 def check(recipe: Recipe) -> Text:
     """The plan of a run: model, data, compute, memory, time, proofs, what usually goes wrong with the data, and sample
     rows as the model sees them. Its styles are colours for a terminal; `plain` says the same."""
+    check_trackers(recipe.trackers)
     recipe = at_commits(recipe)
     with tempfile.TemporaryDirectory() as folder:
         session = prepare_session(recipe, Run(Path(folder)), open_accelerator(recipe))

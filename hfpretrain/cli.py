@@ -3,22 +3,31 @@
 import json
 import logging
 import os
-import shlex
 import signal
 import sys
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from hfpretrain.cli_about import env, recipes, schema
 from hfpretrain.cli_data import print_sources
 from hfpretrain.cli_evaluate import evaluate
 from hfpretrain.cli_experiments import find_lr, sweep
 from hfpretrain.cli_export import export
+from hfpretrain.cli_init import init
 from hfpretrain.cli_models import load_model, print_next_words, vars_of
-from hfpretrain.cli_options import AsJson, ModelName, Overrides, RecipeFile
+from hfpretrain.cli_options import (
+    AsJson,
+    ModelFolder,
+    ModelName,
+    Overrides,
+    RecipeFile,
+    RunFolder,
+    complete_run,
+)
 from hfpretrain.cli_report import report
+from hfpretrain.cli_runs import list_runs, print_run
 from hfpretrain.cli_ui import ui
 from hfpretrain.errors import HFPretrainError, UserError
 from hfpretrain.process import CurrentStderr, follow_launcher, leave, prepare_environment
@@ -51,7 +60,12 @@ def train(
     ] = False,
     from_run: Annotated[
         str | None,
-        typer.Option(metavar="RUN", help="Start from the weights of this run, or checkpoint.", show_default=False),
+        typer.Option(
+            metavar="RUN",
+            help="Start from the weights of this run, or checkpoint.",
+            show_default=False,
+            autocompletion=complete_run,
+        ),
     ] = None,
     with_optimizer: Annotated[
         bool, typer.Option("--with-optimizer", help="With --from-run: and from its optimizer's state.")
@@ -59,7 +73,13 @@ def train(
 ) -> None:
     """Train what the recipe says.
 
-    Example: hfpretrain train recipes/quickstart-mlm.yaml train.duration="100 steps"
+    \b
+    Examples:
+      hfpretrain train my.yaml
+      hfpretrain train my.yaml --resume
+      hfpretrain train my.yaml train.duration="100 steps" output_dir=runs/try
+      hfpretrain train my.yaml 'data.sources=[{files: my.txt}]' optimizer.lr=3e-4
+      hfpretrain train my.yaml --from-run runs/first name=second
     """
     from hfpretrain.recipe import load
 
@@ -79,39 +99,17 @@ def train(
 
         run = train(loaded, resume=again, allow_changes=allow_changes)
     if int(os.environ.get("RANK", "0")) == 0:
-        report = run.report()
-        typer.echo(f"run         {run.path}")
-        typer.echo(f"time        {report['seconds']:.0f} s for {report['steps']} steps, {report['tokens']} tokens")
-        typer.echo(
-            f"speed       {report['tokens_per_second']:.0f} tokens/s, {report['mfu']:.0%} of the hardware's rate"
-        )
-        if report.get("loss") is not None:
-            typer.echo(f"loss        {report['loss']:.4f} (training)")
-        if "validation_loss" in report:
-            bits = report.get("validation_bits_per_byte")
-            typer.echo(
-                f"validation  loss {report['validation_loss']:.4f}, perplexity {report['validation_perplexity']:.2f}"
-                + (f", {bits:.4f} bits per byte" if bits else "")
-            )
-        if report.get("validation_floor") is not None:
-            floor = f"loss {report['validation_floor']:.4f}"
-            typer.echo(f"floor       {floor}: what the grammar of the builtin corpus itself comes to on these texts")
-        if "averaged" in report:
-            loss = report["averaged"].get("validation_loss")
-            typer.echo(f"averaged    {'' if loss is None else f'loss {loss:.4f} (validation), '}in {run.averaged}")
-        if "pairs_accuracy" in report:
-            typer.echo(f"pairs       {report['pairs_accuracy']:.1%} of {report['pairs']}")
-        command = "fill" if loaded.objective == "mlm" else "generate"
-        typer.echo(
-            f"next        hfpretrain {command} {shlex.quote(report['example'])} --model {shlex.quote(str(run.path))}"
-        )
+        print_run(run, loaded.objective)
 
 
 @app.command()
 def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
     """Validate and plan without training: model, data, time, sample rows, start-up proofs.
 
-    Example: hfpretrain check recipes/quickstart-clm.yaml
+    \b
+    Examples:
+      hfpretrain check my.yaml
+      hfpretrain check my.yaml model.size=15M train.batch_size=128
     """
     from hfpretrain.recipe import load
 
@@ -124,6 +122,7 @@ def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
     Console(highlight=False).print(check(loaded), soft_wrap=True)
 
 
+app.command()(init)
 app.command("find-lr")(find_lr)
 app.command()(sweep)
 
@@ -139,7 +138,11 @@ def data(
 ) -> None:
     """Prepare a recipe's data ahead of training: tokenizer and tokens, into the cache. Interrupted, it goes on.
 
-    Example: hfpretrain data recipes/quickstart-clm.yaml
+    \b
+    Examples:
+      hfpretrain data my.yaml
+      hfpretrain data my.yaml --shard 3/16
+      hfpretrain data my.yaml --json
     """
     from hfpretrain.recipe import load
 
@@ -160,7 +163,11 @@ def fill(
 ) -> None:
     """Fill the masks of a text: token, probability, sentence.
 
-    Example: hfpretrain fill "The quick [MASK] fox jumps over the lazy dog."
+    \b
+    Examples:
+      hfpretrain fill "The quick [MASK] fox jumps over the lazy dog."
+      hfpretrain fill "A [MASK] day." --model runs/my --top-k 3
+      hfpretrain fill "A <mask> day." --json
     """
     masked: MaskedLM = load_model(model, "mlm")
     predictions = masked.fill(text, top_k=top_k)
@@ -201,7 +208,11 @@ def generate(
 ) -> None:
     """Continue a prompt; the text is streamed as it comes.
 
-    Example: hfpretrain generate "I love to eat pizza with" --words 1
+    \b
+    Examples:
+      hfpretrain generate "I love to eat pizza with" --words 1
+      hfpretrain generate "Once" --model runs/my --temperature 0.8 --seed 1
+      hfpretrain generate "I love to eat" --top-k-next 5
     """
     causal: CausalLM = load_model(model, "clm")
     if top_k_next is not None:
@@ -233,9 +244,7 @@ app.command()(ui)
 
 @app.command()
 def push(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A run, a checkpoint or a model folder.", show_default=False)
-    ],
+    model: ModelFolder,
     repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="org/name on the Hub.", show_default=False)],
     public: Annotated[bool, typer.Option("--public", help="For everyone to see; without it, private.")] = False,
     revision: Annotated[
@@ -245,7 +254,11 @@ def push(
 ) -> None:
     """Push a model to the Hub, private unless told otherwise. Repeated, it sends what is missing.
 
-    Example: hfpretrain push runs/quickstart-mlm my-name/quickstart-mlm
+    \b
+    Examples:
+      hfpretrain push runs/my my-name/my
+      hfpretrain push runs/my my-name/my --public --message "First model"
+      hfpretrain push runs/my my-name/my --revision second-try
     """
     prepare_environment()
     from hfpretrain.publish import AGAIN, push
@@ -264,7 +277,7 @@ def push(
 
 @app.command()
 def verify(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", show_default=False)],
+    run: RunFolder,
     replay: Annotated[
         int | None,
         typer.Option(
@@ -278,7 +291,10 @@ def verify(
 ) -> None:
     """Check every file of a run against its manifests. Exit status 1 if something is not what was saved.
 
-    Example: hfpretrain verify runs/quickstart-clm --replay 50
+    \b
+    Examples:
+      hfpretrain verify runs/my
+      hfpretrain verify runs/my --replay 50
     """
     prepare_environment()
     from hfpretrain import verify
@@ -292,78 +308,12 @@ def verify(
         leave(1)
 
 
-@app.command("runs")
-def list_runs(
-    folder: Annotated[Path, typer.Argument(help="Where to look.")] = Path("runs"), as_json: AsJson = False
-) -> None:
-    """List the runs here, a line each, newest first."""
-    from hfpretrain.run import runs
-
-    lines: list[dict[str, Any]] = [{"run": str(run.path), **vars(run.summary())} for run in runs(folder)]
-    if as_json:
-        typer.echo(json.dumps(lines))
-        return
-    if not lines:
-        log.info("no runs in %s", folder)
-    width = max((len(str(line["run"])) for line in lines), default=0)
-    for line in lines:
-        loss = f"loss {line['loss']:.4f}" if line["loss"] is not None else ""
-        tokens = f"{line['tokens']} tokens" if line["tokens"] is not None else ""
-        typer.echo(
-            f"{line['run']:<{width}}  {line['state']:<8}  {line['objective'] or '':<3}  {tokens}  {loss}".rstrip()
-        )
+app.command("runs")(list_runs)
 
 
-@app.command()
-def recipes(
-    name: Annotated[str | None, typer.Argument(help="Write a copy of this one to edit.", show_default=False)] = None,
-) -> None:
-    """List the shipped recipes; with a name, write a copy into this folder.
-
-    Example: hfpretrain recipes quickstart-mlm
-    """
-    from hfpretrain.shipped import copy_recipe, shipped_recipes
-
-    if name is not None:
-        for target in copy_recipe(name):
-            typer.echo(str(target))
-        return
-    found = shipped_recipes()
-    width = max(map(len, found))
-    for stem, summary in found.items():
-        typer.echo(f"{stem:<{width}}  {summary}")
-
-
-@app.command()
-def schema() -> None:
-    """Print the recipe's JSON Schema."""
-    from hfpretrain.recipe import json_schema
-
-    typer.echo(json.dumps(json_schema(), indent=2))
-
-
-@app.command()
-def env(as_json: AsJson = False) -> None:
-    """Print versions and hardware, for a bug report."""
-    import platform
-
-    import torch
-
-    from hfpretrain.hardware import choose_precision, device_name, versions
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    facts = {
-        **versions(),
-        "platform": platform.platform(),
-        "device": device_name(device),
-        "threads": torch.get_num_threads(),
-        "precision": choose_precision("auto", device),
-    }
-    if as_json:
-        typer.echo(json.dumps(facts))
-        return
-    for name, value in facts.items():
-        typer.echo(f"{name:<13} {value}")
+app.command()(recipes)
+app.command()(schema)
+app.command()(env)
 
 
 def main() -> NoReturn:

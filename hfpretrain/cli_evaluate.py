@@ -6,13 +6,16 @@ from typing import Annotated, Any
 
 import typer
 
-from hfpretrain.cli_options import AsJson
+from hfpretrain.cli_options import AsJson, complete_run
 from hfpretrain.errors import UserError
 from hfpretrain.process import prepare_environment
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A run, a model folder or a Hub id.", show_default=False)],
+    model: Annotated[
+        str,
+        typer.Argument(help="A run, a model folder or a Hub id.", show_default=False, autocompletion=complete_run),
+    ],
     data: Annotated[
         str | None, typer.Option(help="A local file or folder. Default: the run's held-out part.", show_default=False)
     ] = None,
@@ -42,7 +45,12 @@ def evaluate(
 ) -> None:
     """Evaluate a model: loss, perplexity, bits per byte, accuracy, minimal pairs, tasks.
 
-    Example: hfpretrain evaluate runs/quickstart-clm --data novel.txt
+    \b
+    Examples:
+      hfpretrain evaluate runs/my
+      hfpretrain evaluate runs/my --data novel.txt --json
+      hfpretrain evaluate runs/my --pairs blimp.jsonl
+      hfpretrain evaluate runs/my --tasks hellaswag,arc_easy
     """
     looks_at_text = data is not None or (pairs is None and tasks is None)
     for option, given in (("--metric", metric), ("--pseudo-perplexity", pseudo_perplexity)):

@@ -35,7 +35,10 @@ def find_lr(
 ) -> None:
     """Find a learning rate: a range test on a copy of the start of the run, its curve and a suggestion.
 
-    Example: hfpretrain find-lr recipes/quickstart-clm.yaml
+    \b
+    Examples:
+      hfpretrain find-lr my.yaml
+      hfpretrain find-lr my.yaml optimizer.name=muon --from 1e-5 --steps 200
     """
     from hfpretrain.recipe import load
 
@@ -115,7 +118,10 @@ def sweep(
 ) -> None:
     """Train a grid of short runs, one after another, and compare them. Interrupted, the same command goes on.
 
-    Example: hfpretrain sweep recipes/quickstart-clm.yaml optimizer.lr=1e-3,3e-3 train.batch_size=8,16 --steps 200
+    \b
+    Examples:
+      hfpretrain sweep my.yaml optimizer.lr=1e-3,3e-3 --steps 200
+      hfpretrain sweep my.yaml optimizer.lr=1e-3,3e-3 train.batch_size=8,16
     """
     from hfpretrain.sweep import parse, plan_sweep, run_sweep
 

@@ -233,7 +233,6 @@ def _contradictions(recipe: Recipe, draft: Draft) -> Iterator[tuple[Keys, str]]:
         yield ("hub", "push"), "checkpoints goes with hub.repo_id, which is missing"
     if recipe.hub.repo_id and (problem := repo_id_problem(recipe.hub.repo_id)):
         yield ("hub", "repo_id"), f"{quoted(recipe.hub.repo_id)} {problem}"
-    yield from _not_there_yet(recipe)
 
 
 def repo_id_problem(name: str) -> str | None:
@@ -278,12 +277,6 @@ def _source_contradictions(source: Source) -> Iterator[tuple[Keys, str]]:
             size_in_bytes(source.size)
         except RecipeError as error:
             yield ("size",), error.message
-
-
-def _not_there_yet(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
-    """Keys of the recipe whose machinery does not exist; a line goes away with each that is built."""
-    if recipe.trackers:
-        yield ("trackers",), "experiment trackers are not there yet; remove the key"
 
 
 _COLUMNS = ("text_column", "prompt_column", "completion_column")

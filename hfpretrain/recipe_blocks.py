@@ -349,5 +349,7 @@ class Recipe:
     evaluation: Evaluation = Evaluation()
     checkpoints: Checkpoints = Checkpoints()
     trackers: tuple[str, ...] = ()
-    """Accelerate's names of experiment trackers: tensorboard, wandb, trackio, ..."""
+    """Accelerate's names of experiment trackers: tensorboard, wandb, trackio, mlflow, ... They are told the recipe,
+    every line of metrics and the samples; one that fails never stops a run. Each reads its own environment, such as
+    WANDB_MODE=offline. What tensorboard and wandb write here is in logs/ of the run."""
     hub: Hub = Hub()

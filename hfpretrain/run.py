@@ -5,14 +5,16 @@ import json
 import logging
 import math
 import os
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from hfpretrain.errors import CheckpointError, RunError
+from hfpretrain.errors import CheckpointError, HFPretrainError, RunError
 from hfpretrain.files import MANIFEST, damage, json_object, make_folder, open_own
+from hfpretrain.recipe import load
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +26,8 @@ FINISHED = "finished run"
 """What the manifest in a finished run is of."""
 LOCK = ".lock"
 """The file that a process which trains in a run directory has locked; it counts as nothing."""
+LOOKED_AT = 0.2
+"""Seconds for which nobody holds the lock of a run who only lists it."""
 DAMAGED = "damaged-"
 """What the name of a checkpoint begins with that was set aside, as a run went back to an earlier one."""
 
@@ -89,6 +93,11 @@ class Run:
         """A folder for each checkpoint that is to be pushed and is not yet, called as its branch."""
         return self.path / "unpushed"
 
+    @property
+    def logs(self) -> Path:
+        """What trackers write, and what is known of them; nothing of it belongs to the model."""
+        return self.path / "logs"
+
     def create(self) -> None:
         """Makes the directory; RunError where that is not possible."""
         try:
@@ -100,7 +109,7 @@ class Run:
 
     def check_own(self) -> None:
         """Raises RunError where a part of the run leads elsewhere: nothing is written or removed there."""
-        for part in (self.metrics_file, self.checkpoints, self.unpushed):
+        for part in (self.metrics_file, self.checkpoints, self.unpushed, self.logs):
             if part.is_symlink() or (part.exists() and not part.is_file() and not part.is_dir()):
                 raise RunError(
                     f"{part} is a link or a device, and a run writes to its own directory alone",
@@ -122,7 +131,11 @@ class Run:
                 # For writing: over NFS nothing else can be locked for one process alone, and a folder never.
                 file = open_own(self.path / LOCK, os.O_WRONLY | os.O_CREAT)
                 opened.callback(os.close, file)
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    time.sleep(LOOKED_AT)  # somebody may only be looking whether it is locked
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 hint = "wait until it has ended, or choose another output_dir"
                 raise RunError(f"another process is training in {self.path}", hint=hint) from None
@@ -182,20 +195,59 @@ class Run:
         except (OSError, ValueError) as error:
             raise RunError(f"{self.report_file} cannot be read ({error})") from None
 
+    def running(self) -> bool:
+        """Whether a process trains in it just now."""
+        with ExitStack() as opened:
+            try:
+                file = open_own(self.path / LOCK, os.O_WRONLY)
+                opened.callback(os.close, file)
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            except OSError:
+                return False
+        return False
+
     def summary(self) -> "Summary":
         """What is known of the run, however damaged its report is."""
+        changed = max((_time_of(file) for file in (self.recipe_file, self.metrics_file, self.report_file)), default=0.0)
         try:
             state = self.state
-            report = self.report() if state == "finished" else {}
+            if state != "finished":
+                return self._unfinished(changed)
+            report = self.report()
         except (OSError, RunError):
-            return Summary("damaged")
+            return Summary("damaged", changed=changed)
         objective, tokens, loss = report.get("objective"), report.get("tokens"), report.get("validation_loss")
         loss = report.get("loss") if loss is None else loss
+        step = report.get("steps")
         return Summary(
             state,
             objective=objective if objective in ("clm", "mlm") else None,
             tokens=tokens if type(tokens) is int else None,
             loss=loss if isinstance(loss, float) and math.isfinite(loss) else None,
+            step=step if type(step) is int else None,
+            changed=changed,
+        )
+
+    def _unfinished(self, changed: float) -> "Summary":
+        """What recipe and metrics say of a run that is not finished."""
+        try:
+            recipe = load(self.recipe_file)
+        except HFPretrainError:
+            return Summary("damaged", changed=changed)
+        lines = self.metrics()
+        known = {
+            key: line[key] for line in lines for key in ("step", "tokens", "loss", "validation_loss") if key in line
+        }
+        return Summary(
+            "running" if self.running() else "stopped",
+            objective=recipe.objective,
+            tokens=known.get("tokens"),
+            loss=known.get("validation_loss", known.get("loss")),
+            step=known.get("step", 0),
+            duration=str(recipe.train.duration),
+            changed=changed,
         )
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -208,13 +260,28 @@ class Run:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a line says about a run. What its report does not say, or says in another form, is None."""
+    """What a line says about a run. What is not known of it, or stands there in another form, is None."""
 
-    state: State | Literal["damaged"]
+    state: Literal["finished", "running", "stopped", "damaged"]
+    """stopped: it is not finished, and no process trains in it, however it ended: --resume goes on."""
     objective: str | None = None
     tokens: int | None = None
+    """That were seen."""
     loss: float | None = None
     """The validation loss, or without one the last training loss."""
+    step: int | None = None
+    """The last one that is known."""
+    duration: str | None = None
+    """Of a run that is not finished: what it is to become, as the recipe says it."""
+    changed: float = 0.0
+    """When it last wrote something, in seconds since 1970."""
+
+
+def _time_of(file: Path) -> float:
+    try:
+        return file.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def step_of(line: str) -> float:
@@ -275,5 +342,6 @@ def runs(folder: Path) -> list[Run]:
 
 def newest_finished(folder: Path, objective: Literal["clm", "mlm"]) -> Run | None:
     """The run of that objective in `folder` that finished last, or None."""
-    finished = [run for run in runs(folder) if run.summary().objective == objective]
+    wanted = ("finished", objective)
+    finished = [run for run in runs(folder) if ((known := run.summary()).state, known.objective) == wanted]
     return max(finished, key=lambda run: run.report_file.stat().st_mtime, default=None)

@@ -97,7 +97,6 @@ IN_PLACE = [
     ("name: ..", "name: '..' cannot name a folder"),
     ("name: 5", "name: expects text, not 5"),
     ("trackers: tensorboard", "trackers: expects a list, not the text 'tensorboard'; write [tensorboard]"),
-    ("trackers: [wandb]", "trackers: experiment trackers are not there yet; remove the key"),
     ("hub: {repo_id: a/b/c}", "hub.repo_id: 'a/b/c' cannot name a repository (write org/name): "),
     ("hub: {push: checkpoints}", "hub.push: checkpoints goes with hub.repo_id, which is missing"),
     ("hub: {repo_id: a/b, name_by: words}", "hub.name_by: name_by names the branches of checkpoints, and hub.push is"),

@@ -29,6 +29,7 @@ from hfpretrain.training.metrics import Metrics, Window
 from hfpretrain.training.micro_batch import seconds_of
 from hfpretrain.training.publisher import Publisher
 from hfpretrain.training.session import Session
+from hfpretrain.training.trackers import open_trackers
 
 log = logging.getLogger(__name__)
 
@@ -266,10 +267,13 @@ def evaluate_as_last(session: Session, progress: Progress) -> None:
 
 
 def open_metrics(session: Session, at: Progress) -> Metrics:
-    """The run's metrics, as they were at that step."""
-    first, file = session.accelerator.is_main_process, session.run.metrics_file
-    lines = Lines(file, at.metrics, upto_step=at.step) if first else None
-    return Metrics(session.phases, at.window, at.steady, lines)
+    """The run's metrics, as they were at that step, and the trackers that are told of them."""
+    lines = trackers = None
+    if session.accelerator.is_main_process:
+        run, due = session.run, at.evaluation_due
+        lines = Lines(run.metrics_file, at.metrics, upto_step=at.step)
+        trackers = open_trackers(run, session.recipe, session.facts, at.step, evaluation_due=due)
+    return Metrics(session.phases, at.window, at.steady, lines, trackers)
 
 
 def begin_pushing(session: Session, progress: Progress, checkpoint: Path | None) -> Publisher | None:

@@ -33,6 +33,7 @@ from hfpretrain.training.reporting import refresh_page
 from hfpretrain.training.schedule import Plan, learning_rate_factor
 from hfpretrain.training.session import Session, open_accelerator, prepare_session, utilisation
 from hfpretrain.training.signals import SAVED, StopNow, StopRequest, stop_on_signals
+from hfpretrain.training.trackers import check_trackers
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ def train(recipe: Recipe, *, resume: bool = False, allow_changes: bool = False, 
             stop_on_signals(after_step=stop_after, seconds=limit.value if limit else None) as request,
             ExitStack() as held,
         ):
+            told_to_all(accelerator, lambda: check_trackers(recipe.trackers))
             start = told_to_all(
                 accelerator, lambda: find_start(run, recipe, held, resume=resume, allow_changes=allow_changes)
             )
@@ -160,6 +162,8 @@ def run_loop(session: Session, at: Progress, checkpoint: Path | None, request: S
         if publisher:
             publisher.abandon()
         raise
+    finally:
+        metrics.finish()
     return publisher
 
 

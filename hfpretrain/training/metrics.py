@@ -11,6 +11,7 @@ import torch
 
 from hfpretrain.training.guard import Step
 from hfpretrain.training.lines import Lines, Written
+from hfpretrain.training.trackers import Trackers
 
 PHASES = ("data", "forward_backward", "optimizer")
 """What the time of a step is split into; the rest is other."""
@@ -78,10 +79,12 @@ class Phases:
 class Metrics:
     """Collects what each step came to on the device, and writes a line when asked."""
 
-    def __init__(self, phases: Phases, window: Window, steady: Window, lines: Lines | None) -> None:
+    def __init__(
+        self, phases: Phases, window: Window, steady: Window, lines: Lines | None, trackers: Trackers | None = None
+    ) -> None:
         self.phases, self.window = phases, window
-        self.lines = lines
-        """What the first process writes."""
+        self.lines, self.trackers = lines, trackers
+        """What the first process writes, and whom it tells."""
         self.steady, self.warm, self.last = steady, False, Window()
         """`steady`: steps and seconds of all windows but the first after a start, which warms up."""
         self.clock = time.monotonic()
@@ -135,7 +138,14 @@ class Metrics:
     def write(self, line: dict[str, Any]) -> None:
         if self.lines:
             self.lines.add(json.dumps(line))
+        if self.trackers:
+            self.trackers.tell(line)
 
     def save(self) -> Written:
         """Makes what was written durable, as far as that is possible."""
         return self.lines.save() if self.lines else Written()
+
+    def finish(self) -> None:
+        """The last thing of a run, however it ends: trackers send what they still hold."""
+        if self.trackers:
+            self.trackers.finish()
