@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from hfpretrain.cli_options import complete_run
 from hfpretrain.process import prepare_environment
 
 
@@ -14,7 +15,10 @@ def ui(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="[RUN]", help="A run, checkpoint, model folder or Hub id to begin with.", show_default=False
+            metavar="[RUN]",
+            help="A run, checkpoint, model folder or Hub id to begin with.",
+            show_default=False,
+            autocompletion=complete_run,
         ),
     ] = None,
     folder: Annotated[Path, typer.Option("--runs", help="Where runs are looked for.")] = Path("runs"),
@@ -26,7 +30,10 @@ def ui(
 ) -> None:
     """Serve a page to fill masks, to generate, to compare two models, and to watch the curves of runs.
 
-    Example: hfpretrain ui runs/quickstart-clm
+    \b
+    Examples:
+      hfpretrain ui
+      hfpretrain ui runs/quickstart-clm --no-open
     """
     prepare_environment()
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")

@@ -160,7 +160,8 @@ class CausalLM:
         shares = torch.softmax(logits, -1)[torch.arange(len(ids) - start), torch.tensor(ids[start:])].tolist()
         for end, share in enumerate(shares, start=start + 1):
             # The bytes of a character may be spread over tokens; until the last has come they decode to this.
-            so_far = self._text.after(ids[:start], ids[start:end]).rstrip("\N{REPLACEMENT CHARACTER}")
+            so_far = self._text.after(ids[:start], ids[start:end])
+            so_far = so_far.rstrip("\N{REPLACEMENT CHARACTER}") if end < len(ids) else so_far
             piece, known = so_far[known:], max(known, len(so_far))
             last = found[-1] if found else None
             if last and (not piece or (shape_of(last.token[-1:]) in "wj?" and shape_of(piece[:1]) in "wj?")):
