@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny import metrics, same_weights, tiny_recipe, tiny_run, weights
@@ -66,7 +67,12 @@ def test_showing_texts_compiles_nothing(tmp_path: Path, objective: str) -> None:
     """A compiled model would be compiled for their lengths, which takes longer than much training."""
     recipe = tiny_recipe(tmp_path, objective, "evaluation.prompts=null")
     session = prepare_session(recipe, Run(tmp_path / "run"), open_accelerator(recipe))
-    compiled = []
-    session.model.compile(backend=lambda graph, inputs: compiled.append(graph) or graph.forward)
+    compiled: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    session.model.compile(backend=backend)
     assert samples_now(session)
     assert not compiled
