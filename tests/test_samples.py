@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny import metrics, same_weights, tiny_recipe, tiny_run, weights
@@ -10,6 +11,8 @@ from hfpretrain.errors import RecipeError
 from hfpretrain.inference import load
 from hfpretrain.run import Run
 from hfpretrain.training.loop import train
+from hfpretrain.training.samples import samples_now
+from hfpretrain.training.session import open_accelerator, prepare_session
 
 PROMPTS = {"clm": ["the quick", "a dog"], "mlm": ["the quick [MASK] jumps over", "a <mask> [MASK]"]}
 
@@ -57,3 +60,19 @@ def test_a_prompt_that_cannot_be_shown_fails_no_run(tmp_path: Path, caplog: pyte
     assert "the model cannot be shown on its prompts (UserError: the prompt is" in caplog.text
     with pytest.raises(RecipeError, match=r"evaluation\.prompts\.1: there is no \[MASK\] to fill in 'the fox'"):
         tiny_recipe(tmp_path, "mlm", "evaluation.prompts=['the [MASK]', 'the fox']")
+
+
+@pytest.mark.parametrize("objective", ["clm", "mlm"])
+def test_showing_texts_compiles_nothing(tmp_path: Path, objective: str) -> None:
+    """A compiled model would be compiled for their lengths, which takes longer than much training."""
+    recipe = tiny_recipe(tmp_path, objective, "evaluation.prompts=null")
+    session = prepare_session(recipe, Run(tmp_path / "run"), open_accelerator(recipe))
+    compiled: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    session.model.compile(backend=backend)
+    assert samples_now(session)
+    assert not compiled

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from hfpretrain.data.blocks import PADDING, Block, BoolArray, IntArray
 from hfpretrain.inference import CausalLM, MaskedLM, load
@@ -32,7 +33,8 @@ def samples_now(session: Session) -> list[dict[str, Any]]:
     model.eval()
     try:
         of = CausalLM if session.recipe.objective == "clm" else MaskedLM
-        return _samples(of(model, session.tokenizer, session.recipe.name), texts) if texts else []
+        with torch.compiler.set_stance("force_eager"):  # compiling for the lengths of a few texts takes minutes
+            return _samples(of(model, session.tokenizer, session.recipe.name), texts) if texts else []
     except Exception as error:  # what cannot be shown must not fail the run
         log.warning("the model cannot be shown on its prompts (%s: %s)", type(error).__name__, error)
         return []
