@@ -66,9 +66,9 @@ def as_of(step: int, whole: Run, folder: Path) -> Run:
 
 
 def state(run: Run) -> dict[str, bytes]:
-    """The files of a run but for its metrics, hidden ones too."""
+    """The files of a run but for its metrics and the page of them, hidden ones too."""
     found = {str(path.relative_to(run.path)): path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
-    return {name: content for name, content in found.items() if name != "metrics.jsonl"}
+    return {name: content for name, content in found.items() if name not in ("metrics.jsonl", "report.html")}
 
 
 def goes_on(run: Run, whole: Run) -> None:

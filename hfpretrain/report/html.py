@@ -45,7 +45,7 @@ def tiles(entries: Iterable[tuple[str, str, str]]) -> str:
     return (
         '<dl class="tiles">'
         + "".join(
-            f'<div><dt>{shown(what)}</dt><dd class="value">{shown(value)}</dd>'
+            f'<div><dt>{shown(what)}</dt><dd class="value{" long" if len(value) > 8 else ""}">{shown(value)}</dd>'
             + (f'<dd class="more">{shown(more)}</dd>' if more else "")
             + "</div>"
             for what, value, more in entries

@@ -49,6 +49,7 @@ header { display: grid; gap: 0.35rem; }
   font-size: 1.45rem; font-weight: 620; line-height: 1.3; letter-spacing: -0.02em;
   font-variant-numeric: tabular-nums;
 }
+.tiles dd.long { font-size: 1.12rem; line-height: 1.73; }
 .tiles dd.more { color: var(--soft); font-size: 0.8rem; line-height: 1.35; }
 .charts { display: grid; grid-template-columns: repeat(6, minmax(0, 1fr)); gap: 0.9rem; }
 .charts > * { grid-column: span 2; }
@@ -163,6 +164,7 @@ footer { color: var(--soft); font-size: 0.8rem; }
   .tiles { grid-template-columns: 1fr 1fr; gap: 0.5rem; } .tiles dd.value { font-size: 1.2rem; }
   .card, .chart { padding-left: 0.8rem; padding-right: 0.8rem; } .tall .frame { height: 260px; }
   .plot { grid-template-columns: 2.7rem minmax(0, 1fr); } .sample li { grid-template-columns: 3.8rem minmax(0, 1fr); }
+  .numbers { font-size: 0.8rem; } .numbers th, .numbers td { padding-right: 0.6rem; }
   .facts th { white-space: normal; width: 34%; padding-right: 0.8rem; }
 }
 @media print { .card, .chart, .tiles div { break-inside: avoid; } }

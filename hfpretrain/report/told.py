@@ -159,7 +159,7 @@ class Told:
         return given
 
 
-MOMENTS = 7
+MOMENTS = 8
 """Evaluations whose samples are shown."""
 
 
