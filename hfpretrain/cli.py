@@ -260,7 +260,7 @@ def push(
       hfpretrain push runs/my my-name/my --public --message "First model"
       hfpretrain push runs/my my-name/my --revision second-try
     """
-    prepare_environment()
+    prepare_environment(their_bars=True)
     from hfpretrain.publish import AGAIN, push
 
     def stop(number: int, frame: object) -> None:

@@ -14,8 +14,10 @@ PR_SET_PDEATHSIG = 1
 LAUNCHER_ENDED: int | None = getattr(signal, "SIGRTMIN", None) if sys.platform == "linux" else None
 
 
-def prepare_environment() -> None:
+def prepare_environment(*, their_bars: bool = False) -> None:
     """Settings that libraries read when they are imported: no bars and notices of their own among ours, and threads.
+
+    With `their_bars` they show their own where stderr is a terminal, as huggingface_hub does of what it sends.
 
     GNU OpenMP's threads otherwise spin long while they wait for each other, which halves the speed or worse as soon
     as another process wants the same cores. Spinning this little costs nothing on an idle machine; not spinning at
@@ -25,9 +27,10 @@ def prepare_environment() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its warnings show signed addresses
-    os.environ.setdefault("TQDM_DISABLE", "1")
+    if not (their_bars and sys.stderr.isatty()):
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 def launched() -> bool:

@@ -166,7 +166,8 @@ def build_page(folder: Path, model: str | None = None) -> Any:
             text = gradio.Textbox(
                 label="Text",
                 info="With [MASK] where a word is missing for a masked model; a beginning for the others.",
-                lines=2,
+                lines=1,  # with more, Enter would begin another line
+                max_lines=8,
                 elem_id="text",
             )
             with gradio.Row():

@@ -13,6 +13,7 @@ FLOORS = [
     ["errors", "files", "secrets"],
     ["process"],
     ["recipe"],
+    ["terminal"],
     ["hardware", "hub", "metrics", "run", "shipped"],
     ["data"],
     ["modeling"],

@@ -1,13 +1,12 @@
 """How far the preparation of a source is: a bar on a terminal, a few plain lines in a log. All on stderr."""
 
 import logging
-import sys
 import time
 from types import TracebackType
-from typing import Any
 
 from hfpretrain.amounts import span
 from hfpretrain.files import size_in_words
+from hfpretrain.terminal import Bar, wanted
 
 log = logging.getLogger(__name__)
 
@@ -21,48 +20,38 @@ class Progress:
         self.what, self.size = what, size
         self.done = self.prepared = self.next_line = 0
         self.started = time.monotonic()
-        self.bar: Any = None
         self._next_line()
-        if log.isEnabledFor(logging.INFO) and sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, TextColumn
-            from rich.progress import Progress as Bar
-
-            console = Console(stderr=True)
-            if console.is_terminal:
-                columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}")
-                self.bar = Bar(*columns, console=console)
-                self.task = self.bar.add_task(what, total=size or None, text="")
+        self.bar = Bar(what) if wanted(log) else None
 
     def __enter__(self) -> "Progress":
         if self.bar:
-            self.bar.start()
+            self.bar.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.bar:
-            self.bar.stop()
+            self.bar.__exit__(kind, error, trace)
 
     def add(self, size: int, *, prepared: bool = True) -> None:
         """So many bytes more are done: prepared, or passed over."""
         self.done += size
         self.prepared += size if prepared else 0
         if self.bar:
-            self.bar.update(self.task, completed=min(self.done, self.size or self.done), text=self._text())
+            self.bar.update(self.done / self.size if self.size else None, *self._words())
         elif self.done >= self.next_line:
             self._next_line()
-            log.info("%s: %s", self.what, self._text())
+            log.info("%s: %s", self.what, ", ".join(self._words()))
 
     def _next_line(self) -> None:
         # Where the size is not known, or was wrong, from line to line twice as far.
         known = self.size > self.done
         self.next_line = self.done + max(self.size // LINES if known else self.done, LINE_EVERY_BYTES)
 
-    def _text(self) -> str:
+    def _words(self) -> list[str]:
         seconds = max(time.monotonic() - self.started, 1e-9)
-        text = f"{size_in_words(self.done)} at {self.prepared / 1e6 / seconds:.1f} MB/s"
+        words = [f"{size_in_words(self.done)} at {self.prepared / 1e6 / seconds:.1f} MB/s"]
         if self.size > self.done > 0:
-            text += f", about {span(seconds / self.done * (self.size - self.done))} left"
-        return text
+            words.append(f"about {span(seconds / self.done * (self.size - self.done))} left")
+        return words

@@ -51,12 +51,14 @@ class Evaluator:
         micro_batch_size: int,
         max_tokens: int | None = None,
         stopped: Callable[[], bool] = lambda: False,
+        tell: Callable[[int, int], None] = lambda done, of: None,
     ) -> Evaluated | None:
         """What the model came to, on so many held-out tokens at most. It is the same on every process.
 
-        None where `stopped`, which is asked before each micro-batch, said so on one of them.
+        None where `stopped`, which is asked before each micro-batch, said so on one of them. `tell` is called after
+        each with how many there were, and how many there are, of the part that is looked at.
         """
-        looker = Looker(model=model, loss=self.loss, accelerator=self.accelerator, stopped=stopped)
+        looker = Looker(model=model, loss=self.loss, accelerator=self.accelerator, stopped=stopped, tell=tell)
         was_training = model.training
         model.eval()
         try:

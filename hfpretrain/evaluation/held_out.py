@@ -44,7 +44,9 @@ def look_at_blocks(
         collator(batches.validation_rows(range(start, min(start + micro_batch_size, count)))) for start in starts
     )
     found = []
-    for start, (batch, scores) in zip(starts, looker.scores(micro_batches), strict=False):  # it may be stopped
+    for start, (batch, scores) in zip(
+        starts, looker.scores(micro_batches, len(starts)), strict=False
+    ):  # it may be stopped
         found.append(_sums(batch, scores))
         each(start, scores)
     return _added(looker, found)
@@ -57,7 +59,9 @@ def look_at_each_token(
     rank, processes = looker.place
     rows = (row for place in range(rank, count, processes) for row in batches.validation_rows(range(place, place + 1)))
     micro_batches = (batch for row in rows for batch in masked_one_by_one(row, collator, mask_id, micro_batch_size))
-    return _added(looker, [_sums(batch, scores) for batch, scores in looker.scores(micro_batches)])
+    assert batches.validation is not None
+    of = len(range(rank, count, processes)) * -(-batches.validation.block_size // micro_batch_size)
+    return _added(looker, [_sums(batch, scores) for batch, scores in looker.scores(micro_batches, of)])
 
 
 def masked_one_by_one(row: Row, collator: Collator, mask_id: int, size: int) -> Iterator[MicroBatch]:

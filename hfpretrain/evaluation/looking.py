@@ -23,6 +23,8 @@ class Looker:
     loss: Loss
     accelerator: Accelerator
     stopped: Callable[[], bool] = lambda: False
+    tell: Callable[[int, int], None] = lambda done, of: None
+    """Called after each micro-batch with how many there were, and how many there are, about."""
     given_up: bool = False
 
     @property
@@ -30,15 +32,19 @@ class Looker:
         """The number of this process, and how many there are."""
         return self.accelerator.process_index, self.accelerator.num_processes
 
-    def scores(self, micro_batches: Iterable[MicroBatch]) -> Iterator[tuple[MicroBatch, Scores]]:
-        """Each micro-batch, on the device, with what the model made of it; `stopped` is asked before each."""
-        for batch in micro_batches:
+    def scores(self, micro_batches: Iterable[MicroBatch], of: int) -> Iterator[tuple[MicroBatch, Scores]]:
+        """Each micro-batch, on the device, with what the model made of it; `stopped` is asked before each.
+
+        `of` is how many there are, about.
+        """
+        for number, batch in enumerate(micro_batches, start=1):
             if self.stopped():
                 self.given_up = True
                 return
             batch = {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
             with self.accelerator.autocast():
                 scores = self.loss.scores(self.model, batch)
+            self.tell(number, max(of, number))
             yield batch, scores
 
     def added(self, own: Tensor) -> Tensor:

@@ -1,6 +1,8 @@
 """Evaluating any model: a run, a folder or one on the Hub, on what a run held out or on a file."""
 
 import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from hfpretrain.modeling.objective import Collator
 from hfpretrain.recipe import Recipe, Source, from_mapping
 from hfpretrain.recipe import load as load_recipe
 from hfpretrain.recipe_stages import training_sources
+from hfpretrain.terminal import Bar, Clock, wanted
 
 log = logging.getLogger(__name__)
 
@@ -70,13 +73,32 @@ def evaluate_model(
         collator=collator,
         text_begins=not file.is_file(),
     )
-    result = evaluator(llm.model, micro_batch_size=micro_batch_size)
+    with bar_of_batches("evaluating") as tell:
+        result = evaluator(llm.model, micro_batch_size=micro_batch_size, tell=tell)
     assert result is not None
     if result.targets == 0:
         log.warning("none of the tokens is one that the model is asked for, so that there is no loss: give more text")
     return result.values() | (
         {"pairs": result.pairs["pairs"], "groups": result.pairs["groups"]} if result.pairs else {}
     )
+
+
+@contextmanager
+def bar_of_batches(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar, where somebody is there to see it, that is told how many micro-batches were looked at, and of how many."""
+    if not wanted(log):
+        yield lambda done, of: None
+        return
+    clock = Clock()
+    with Bar(what) as bar:
+
+        def tell(done: int, of: int) -> None:
+            nonlocal clock
+            if done == 1:  # the next part of what is looked at
+                clock = Clock()
+            bar.update(done / of, f"{done}/{of} batches", clock.left(done / of))
+
+        yield tell
 
 
 def _recipe(file: Path, llm: Any, data: str | None) -> Recipe:

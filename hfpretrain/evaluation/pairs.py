@@ -62,7 +62,8 @@ class Pairs:
         likelihoods = torch.zeros(len(self.sentences), dtype=torch.float64)
         rank, processes = looker.place
         own = (batch for place, batch in enumerate(self._batches(batch_tokens)) if place % processes == rank)
-        for batch, scores in looker.scores(map(self._micro_batch, own)):
+        of = -(-sum(1 for _ in self._batches(batch_tokens)) // processes)
+        for batch, scores in looker.scores(map(self._micro_batch, own), of):
             rows = scores.places // batch["labels"].shape[1]
             likelihoods.index_add_(0, batch["sentences"][rows].cpu(), -scores.nats.cpu().double())
         return looker.added(likelihoods)

@@ -23,6 +23,7 @@ def evaluate_now(
         micro_batch_size=session.micro_batch_size,
         max_tokens=most,
         stopped=lambda: bool(request.signal),
+        tell=display.evaluating,
     )
     shown = samples_now(session) if evaluated and session.accelerator.is_main_process else []
     at.evaluation_due = evaluated is None

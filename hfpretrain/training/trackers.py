@@ -154,6 +154,8 @@ class Trackers:
 
     def _keep(self) -> None:
         """Writes down what each was told; not flushed to the disk, so that a power loss may have a line told twice."""
+        if not self._kept and not self._file.exists():
+            return
         beside = self._file.with_name(f".{self._file.name}.partial")
         try:
             remove(beside)
@@ -177,7 +179,7 @@ def _settings(name: str, kept: Kept, called: str, folder: Path, again: int | Non
     """
     match name:
         case "tensorboard":
-            return name, {} if again is None else {"purge_step": again}
+            return name, {"purge_step": again or 0}
         case "wandb":
             project = os.environ.get("WANDB_PROJECT") or PROJECT
             own = {"name": called, "id": kept["id"], "dir": str(folder), "resume": "allow"}
