@@ -83,7 +83,7 @@ def write_gguf(llm: CausalLM, file: Path) -> None:
     config = llm.model.config
     architecture = ARCHITECTURES[config.model_type]
     writer = gguf.GGUFWriter(file, architecture)
-    writer.add_name(Path(llm.name).name)
+    writer.add_name(Path(llm.name).absolute().name)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     _add_sizes(writer, config)
     _add_tokenizer(writer, llm, file.parent)
