@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,11 +17,11 @@ LARGEST_FOLDER = 2000
 def _in_folder(incomplete: str, wanted: Callable[[Path], bool]) -> Iterator[str]:
     """What begins like `incomplete` in its folder: folders, with a slash, and what is wanted."""
     start, _, name = incomplete.rpartition("/")
-    folder = Path(f"{start}/" if start or incomplete.startswith("/") else ".").expanduser()
     prefix = incomplete.removesuffix(name)
     try:
-        entries = sorted(folder.iterdir())
-    except OSError:
+        folder = Path(f"{start}/" if start or incomplete.startswith("/") else ".").expanduser()
+        entries = sorted(islice(folder.iterdir(), LARGEST_FOLDER + 1))
+    except (OSError, RuntimeError):  # of an unknown ~user
         return
     if len(entries) > LARGEST_FOLDER:
         return

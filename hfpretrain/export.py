@@ -18,9 +18,10 @@ from hfpretrain import hub
 from hfpretrain.errors import HFPretrainError, ModelError, StorageError, UserError
 from hfpretrain.export_check import Agreement, Batch, agreement, batches_of, real_texts
 from hfpretrain.export_gguf import MAGIC, check_gguf, run_gguf, write_gguf
-from hfpretrain.export_onnx import MODEL, run_onnx, write_onnx
+from hfpretrain.export_onnx import FILES, MODEL, run_onnx, write_onnx
 from hfpretrain.files import bytes_below, flush, flush_all, lack_of_room, make_folder, remove
 from hfpretrain.inference import CausalLM, MaskedLM, load
+from hfpretrain.model_files import is_model_file
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +151,9 @@ def _check_place(place: Path, to: Format, force: bool) -> None:
             raise UserError(f"--output: {above} is no folder", hint="name another place")
         return
     if not ours:
-        raise UserError(f"{place} exists and is no {_NAMES[to]} export", hint="name another place with --output")
+        raise UserError(
+            f"{place} exists and is no {_NAMES[to]} export, or not that alone", hint="name another place with --output"
+        )
     if not force:
         raise UserError(f"{place} exists", hint="--force replaces it, --output names another place")
 
@@ -168,7 +171,9 @@ def _is_export(place: Path, to: Format) -> bool:
             return False
         with place.open("rb") as file:
             return file.read(len(MAGIC)) == MAGIC
-    return place.is_dir() and (place / MODEL).is_file() and not any(path.is_dir() for path in place.iterdir())
+    if not place.is_dir() or not (place / MODEL).is_file():
+        return False
+    return all(path.is_file() and (path.name in FILES or is_model_file(path.name)) for path in place.iterdir())
 
 
 def _check_room(folder: Path, llm: Any) -> None:

@@ -51,16 +51,18 @@ def save_tokenizer(llm: CausalLM | MaskedLM, folder: Path) -> list[Path]:
 
 
 def real_texts(name: str) -> list[str]:
-    """A few texts of the data of a run; builtin ones where it is no run, or its data cannot be read (which is said)."""
+    """A few texts of the files of a run; builtin ones where it is no run, has none, or they cannot be read (said).
+
+    A data set of the Hub is not asked for: of a run that was copied here it might have to be downloaded whole.
+    """
     recipe_file = Path(name).expanduser() / "recipe.yaml"
     texts: Iterable[str] = ()
     if recipe_file.is_file():
         try:
             data = load_recipe(recipe_file).data
-            sources = open_sources(
-                [each for each in training_sources(data) if not each[1].tokens], on_bad_rows=data.on_bad_rows
-            )
-            texts = [document.text for source in sources[:1] for document in islice(source.documents(), TEXTS)]
+            local = [each for each in training_sources(data) if not (each[1].tokens or each[1].hub)]
+            sources = open_sources(local[:1], on_bad_rows=data.on_bad_rows)
+            texts = [document.text for source in sources for document in islice(source.documents(), TEXTS)]
         except HFPretrainError as error:
             log.info("the run's data cannot be read, so the check takes other texts (%s)", error.message)
     return [text[:MOST_CHARACTERS] for text in islice(chain(texts, everyday.documents()), TEXTS)]

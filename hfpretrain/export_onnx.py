@@ -6,7 +6,9 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +18,8 @@ from hfpretrain.export_check import Batch, save_tokenizer
 from hfpretrain.inference import CausalLM, MaskedLM
 
 MODEL = "model.onnx"
+FILES = (MODEL, f"{MODEL}.data", "export.json")
+"""What an export holds beside config and tokenizer."""
 _INPUTS = ("input_ids", "attention_mask")
 
 
@@ -42,9 +46,32 @@ def write_onnx(llm: CausalLM | MaskedLM, folder: Path, example: Batch) -> None:
             else:
                 model.config.use_cache = use_cache
         exported.save_pretrained(folder)
+        _without_traces(folder / MODEL)
         save_tokenizer(llm, folder)
         if isinstance(llm, CausalLM):
             model.generation_config.save_pretrained(folder)
+
+
+def _without_traces(file: Path) -> None:
+    """Takes out what the exporter notes of each node: the lines of Python that it came from, with this machine's paths.
+
+    They are nine tenths of the file, too.
+    """
+    onnx: Any = importlib.import_module("onnx")
+    model = onnx.load(file, load_external_data=False)
+    for node in chain(_nodes(model.graph), *map(_nodes, model.functions)):
+        node.ClearField("metadata_props")
+        node.ClearField("doc_string")
+    onnx.save(model, file)
+
+
+def _nodes(graph: Any) -> Iterator[Any]:
+    """The nodes of a graph, and those of the graphs that are in them."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _nodes(inner)
 
 
 def run_onnx(folder: Path, batches: list[Batch]) -> Iterator[Tensor]:

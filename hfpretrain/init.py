@@ -97,7 +97,10 @@ def find_data(text: str) -> Found:
     path = Path(text).expanduser()
     local = path.exists() or glob.has_magic(text)
     repo_id, _, revision = text.partition("@")
-    if not local and re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id) and not path.suffix and not text.startswith("."):
+    if not text.isascii() and text.encode(errors="replace").decode() != text:
+        raise DataError(f"data: the name {text!r} is not UTF-8, as a recipe is", hint="rename it, or give its folder")
+    named_as_a_file = kind_of(path) is not None or path.suffix in COMPRESSED or text.startswith(".")
+    if not local and re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id) and not named_as_a_file:
         if problem := repo_id_problem(repo_id):
             raise DataError(f"data: {text} {problem}")
         on_hub = (
@@ -122,7 +125,8 @@ def find_data(text: str) -> Found:
     files = f"{len(found)} files" if len(found) > 1 else str(next(iter(found)))
     column = f", {' and '.join(columns)}" if columns else ""
     stem = re.sub(r"[^A-Za-z0-9]+", "-", path.name.split(".")[0]).strip("-").lower() or "my"
-    told = f"{' '.join(files.split())}, {size_in_words(size)}{column}"
+    files = "".join(each if each.isprintable() else "?" for each in " ".join(files.split()))  # for a comment
+    told = f"{files}, {size_in_words(size)}{column}"
     return Found(tuple(lines), size, told, stem)
 
 
@@ -255,4 +259,6 @@ def _held_out(size: int | None) -> str:
 
 
 def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+    """A text as YAML, where what cannot be seen has to be escaped, and ## is what `_aligned` looks for."""
+    quoted = json.dumps(text, ensure_ascii=False).replace("##", "#\\x23")
+    return "".join(each if each.isprintable() else f"\\U{ord(each):08x}" for each in quoted)

@@ -155,7 +155,7 @@ class Run:
     def in_use(self) -> bool:
         """Whether a process trains in this directory just now, as far as that can be seen."""
         try:
-            file = open_own(self.path / LOCK, os.O_RDONLY)
+            file = open_own(self.path / LOCK, os.O_RDONLY)  # over NFS a shared lock needs a file that can be read
         except OSError:
             return False
         try:
@@ -195,19 +195,6 @@ class Run:
         except (OSError, ValueError) as error:
             raise RunError(f"{self.report_file} cannot be read ({error})") from None
 
-    def running(self) -> bool:
-        """Whether a process trains in it just now."""
-        with ExitStack() as opened:
-            try:
-                file = open_own(self.path / LOCK, os.O_WRONLY)
-                opened.callback(os.close, file)
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-            except OSError:
-                return False
-        return False
-
     def summary(self) -> "Summary":
         """What is known of the run, however damaged its report is."""
         changed = max((_time_of(file) for file in (self.recipe_file, self.metrics_file, self.report_file)), default=0.0)
@@ -236,19 +223,32 @@ class Run:
             recipe = load(self.recipe_file)
         except HFPretrainError:
             return Summary("damaged", changed=changed)
-        lines = self.metrics()
-        known = {
-            key: line[key] for line in lines for key in ("step", "tokens", "loss", "validation_loss") if key in line
-        }
+        known = self._newest("step", "tokens", "loss", "validation_loss")
+        step, tokens, loss = known.get("step", 0), known.get("tokens"), known.get("validation_loss", known.get("loss"))
         return Summary(
-            "running" if self.running() else "stopped",
+            "running" if self.in_use else "stopped",
             objective=recipe.objective,
-            tokens=known.get("tokens"),
-            loss=known.get("validation_loss", known.get("loss")),
-            step=known.get("step", 0),
+            tokens=tokens if type(tokens) is int else None,
+            loss=loss if isinstance(loss, float) and math.isfinite(loss) else None,
+            step=step if type(step) is int else None,
             duration=str(recipe.train.duration),
             changed=changed,
         )
+
+    def _newest(self, *keys: str) -> dict[str, Any]:
+        """The newest value of each key in metrics.jsonl, which may be too long to be read line by line for a list."""
+        found: dict[str, Any] = {}
+        if not self.metrics_file.is_file():
+            return found
+        content = self.metrics_file.read_bytes()
+        for key in keys:
+            end = len(content)
+            while key not in found and (place := content.rfind(f'"{key}":'.encode(), 0, end)) >= 0:
+                end = content.rfind(b"\n", 0, place) + 1
+                line = content[end : content.find(b"\n", place)].decode(errors="replace")
+                if step_of(line) < math.inf and key in (values := json.loads(line)):
+                    found[key] = values[key]
+        return found
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; one that was cut off, or is damaged, is left out."""
@@ -342,6 +342,5 @@ def runs(folder: Path) -> list[Run]:
 
 def newest_finished(folder: Path, objective: Literal["clm", "mlm"]) -> Run | None:
     """The run of that objective in `folder` that finished last, or None."""
-    wanted = ("finished", objective)
-    finished = [run for run in runs(folder) if ((known := run.summary()).state, known.objective) == wanted]
+    finished = [run for run in runs(folder) if run.report_file.exists() and run.summary().objective == objective]
     return max(finished, key=lambda run: run.report_file.stat().st_mtime, default=None)

@@ -48,7 +48,7 @@ class Bar:
         self._each = 1
         """So many added values are one of those."""
         self._waiting: list[float] = []
-        self.console = Console(stderr=True, highlight=False)
+        self.console = Console(stderr=True, highlight=False, emoji=False)
         self._live = Live(console=self.console, get_renderable=self._line, refresh_per_second=4)
 
     def __enter__(self) -> "Bar":

@@ -4,6 +4,7 @@ Made with Gradio, and served on this machine alone unless told otherwise. Models
 for, a few are kept.
 """
 
+import contextlib
 import functools
 import html
 import logging
@@ -15,12 +16,13 @@ from typing import Any
 
 from hfpretrain.errors import HFPretrainError, UserError
 from hfpretrain.inference import CausalLM, MaskedLM, Prediction, load
+from hfpretrain.report import Curves
 from hfpretrain.run import Run, list_checkpoints, runs
 
 log = logging.getLogger(__name__)
 
-KEPT_MODELS = 4
-"""How many loaded models are kept at once."""
+KEPT_MODELS, KEPT_CURVES = 4, 32
+"""How many loaded models are kept at once, and of how many runs the curves."""
 POINTS = 400
 """Of a curve, at most: more than a screen shows."""
 SECONDS = 5
@@ -134,17 +136,25 @@ def _bars(predictions: list[Prediction]) -> str:
     return f'<table class="hf-bars">{"".join(rows)}</table>'
 
 
+_reading = threading.Lock()
+_curves = functools.lru_cache(KEPT_CURVES)(lambda name: Curves())
+
+
 def points(names: list[str], curve: str) -> list[dict[str, Any]]:
-    """The points of a curve of each run: run, step and value; thinned where there are many, the last one kept."""
-    found: list[dict[str, Any]] = []
+    """The points of a curve of each run: run, step and value; where there are many, means of neighbours and the last.
+
+    What was added to metrics.jsonl since the last time is all that is read.
+    """
+    found: list[tuple[str, float, float]] = []
     for name in names:
-        own = [
-            {"run": Path(name).name, "step": line["step"], "value": line[curve]}
-            for line in Run(Path(name)).metrics()
-            if isinstance(line.get(curve), int | float) and math.isfinite(line[curve])
-        ]
-        found += own[:: -max(1, math.ceil(len(own) / POINTS))][::-1]
-    return found
+        with _reading, contextlib.suppress(OSError):
+            curves = _curves(name)
+            curves.read(Run(Path(name)).metrics_file)
+            if series := curves.series.get(curve):
+                buckets = series.at_most(POINTS - 1)
+                found += [(Path(name).name, each.at, each.mean) for each in buckets]
+                found += [(Path(name).name, buckets[-1].last, series.newest)] if buckets[-1].count > 1 else []
+    return [{"run": run, "step": step, "value": value} for run, step, value in found]
 
 
 def build_page(folder: Path, model: str | None = None) -> Any:

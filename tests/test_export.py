@@ -102,6 +102,9 @@ def test_onnx_predicts_what_the_run_predicts_for_any_number_and_length_of_texts(
     assert left(tmp_path) == {"exported"}
     session = onnxruntime.InferenceSession(tmp_path / "exported" / "model.onnx")
     assert not (tmp_path / "exported" / "left by a kill").exists()
+    written = b"".join(path.read_bytes() for path in (tmp_path / "exported").iterdir())
+    for place in (tmp_path, run.path, Path(torch.__file__).parent):
+        assert str(place).encode() not in written, "a path of this machine, in a file that is handed on"
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "exported")
     of_run = AutoTokenizer.from_pretrained(run.path)
     llm = load(run.path)
@@ -274,6 +277,7 @@ def test_what_is_in_the_way_stays(bert: Run, llama: Run, tmp_path: Path) -> None
     folder, file, link = tmp_path / "folder", tmp_path / "notes.gguf", tmp_path / "link.gguf"
     folder.mkdir()
     (folder / "novel.txt").write_text("mine")
+    (folder / "model.onnx").write_text("an export")
     file.write_text("mine")
     link.symlink_to(file)
     for run, to, place in ((bert, "onnx", folder), (llama, "gguf", file), (llama, "gguf", link)):
@@ -285,7 +289,7 @@ def test_what_is_in_the_way_stays(bert: Run, llama: Run, tmp_path: Path) -> None
     with pytest.raises(UserError, match="is no folder"):
         export(llama.path, "gguf", file / "model.gguf")
     assert left(tmp_path) == {"folder", "notes.gguf", "link.gguf"}
-    assert left(folder) == {"novel.txt"}
+    assert left(folder) == {"novel.txt", "model.onnx"}
     assert file.read_text() == "mine"
 
 

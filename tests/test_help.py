@@ -86,6 +86,7 @@ def test_commands_recipes_runs_and_keys_are_completed(tmp_path: Path) -> None:
     assert complete("hfpretrain tra", tmp_path) == ["train"]
     assert complete("hfpretrain train --res", tmp_path) == ["--resume"]
     assert complete("hfpretrain train ", tmp_path) == ["my.yaml", "recipes/", "runs/"]
+    assert complete("hfpretrain train ~nobody-of-that-name/", tmp_path) == [""]
     assert complete("hfpretrain check rec", tmp_path) == ["recipes/one.yaml", "recipes/two.yaml"]
     assert complete("hfpretrain verify runs/e", tmp_path) == ["runs/everyday", "runs/extra"]
     assert complete("hfpretrain fill text --model ", tmp_path)[:3] == ["runs/broken/", "runs/everyday", "runs/extra"]

@@ -80,9 +80,42 @@ def test_the_column_of_the_text_is_found() -> None:
     for name, said in (("numbers.jsonl", "the columns are: a, b"), ("damaged.jsonl", "cannot be read")):
         with pytest.raises(DataError, match=said):
             guess_columns(Path(name))
+    Path("long.csv").write_text(f"id,text\n1,{'a word ' * 30_000}\n")
+    assert guess_columns(Path("long.csv")) == ("text",)
     write_recipe("clm", find_data("pairs.jsonl"), "1M", parse_name("p"))
     (source,) = load("p.yaml").data.sources
     assert (source.prompt_column, source.completion_column) == ("prompt", "completion")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("a ## b.txt", "no", "-x: #1 {y} 'z' \"w\".txt", "ünï 👩‍👧.txt", "tab\there.txt", "line\nbreak.txt"),
+        *("a\u2028\ufeffb.txt", "a[1].txt", "%s \\ back.txt"),
+    ],
+)
+def test_a_name_of_any_kind_is_the_same_in_the_recipe(name: str) -> None:
+    place = Path(name) / "\x7fone.txt" if name == "no" else Path(name)
+    place.parent.mkdir(exist_ok=True)
+    place.write_text("A sentence of a novel, one of many.\n\n" * 2000)
+    write_recipe("clm", find_data(name), "1M", parse_name("mine"))
+    (source,) = load("mine.yaml").data.sources
+    assert source.files == name
+
+
+def test_a_name_that_no_recipe_can_hold_is_a_sentence(hfpretrain: Command) -> None:
+    Path(os.fsdecode(b"caf\xe9.txt")).write_text("A sentence of a novel, one of many.\n\n" * 2000)
+    done = hfpretrain("init", "--data", os.fsdecode(b"caf\xe9.txt"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "is not UTF-8" in done.stderr and "Traceback" not in done.stderr
+    assert not list(Path().glob("*.yaml"))
+
+
+def test_a_data_set_of_the_hub_may_have_dots() -> None:
+    for name in ("org/data-1.5", "org/data@v1.0"):
+        assert find_data(name).told.startswith("the data set org/data")
+    with pytest.raises(DataError, match=r"no file or folder corpus/three\.jsonl"):
+        find_data("corpus/three.jsonl")
 
 
 @pytest.mark.parametrize(

@@ -283,7 +283,7 @@ def test_lines_of_any_kind_do_no_harm(tmp_path: Path) -> None:
         '[]\n"step"\n{"step": "4"}\n{"loss": 1.0}\n{"step": 1e999}\n\n'
         '{"step": 4, "validation_loss": 2.5, "samples": [{"text": "the"}, 3, {"text": "a", "fills": [[1, 2]]}, '
         '{"text": "the fox", "continuation": "\\u0007 \\ud800"}]}\n'
-        '{"step": 5, "validation_loss": null, "validation_my.metric": 0.5, "samples": {}}\n'
+        '{"step": 5, "validation_loss": null, "validation_my.metric": 0.5, "samples": {}, "validation_\\ud800": 1}\n'
         '{"step": 6, "loss": 1.25, "tok',
         {"samples": 3, "sources": [{"name": 1}, None], "changes": [{"changed": 3}], "versions": [], "tokens": "many"}
         | {"shape": {"layers": None}, "lineage": [None, {}], "epochs": math.nan, "validation_loss": True},
@@ -292,6 +292,7 @@ def test_lines_of_any_kind_do_no_harm(tmp_path: Path) -> None:
     shown = charts(page)
     assert "\ufffd \ufffd" in text(page)
     assert shown["Loss"] == {"training": [(2, 3.5)], "held out": [(4, 2.5)]}
+    assert shown["\ufffd"]["\ud800"] == [(5, 1)]
     assert shown["my.metric"] == {"my.metric": [(5, 0.5)]}
     assert "loss spikes: 2" in text(page)
     assert "lines of metrics.jsonl that cannot be read: 5" in text(page)

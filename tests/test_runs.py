@@ -54,6 +54,25 @@ def test_each_state_is_told(tmp_path: Path, hfpretrain: Command) -> None:
     assert newest_finished(tmp_path / "runs", "mlm") == finished
 
 
+def test_a_run_in_progress_tells_its_newest_numbers_however_odd_the_lines(tmp_path: Path, hfpretrain: Command) -> None:
+    lines = {
+        "good": '{"step": 4, "tokens": 64, "loss": 2.5, "lr": 0.1}\n{"step": 4, "validation_loss": 3.5}\n'
+        '{"step": 5, "tokens": 80, "loss": 2.25, "lr": 0.1}\n[]\n{"loss": 1.0}\n{"step": 6, "tokens": 96, "lo',
+        "odd": '{"step": 7.5, "tokens": "many", "loss": NaN}\n',
+        "none": "",
+    }
+    for name, text in lines.items():
+        run = Run(tmp_path / "runs" / name)
+        run.create()
+        run.recipe_file.write_text("objective: clm\ndata: {sources: [{builtin: everyday}]}")
+        run.metrics_file.write_text(text)
+    assert hfpretrain("runs").returncode == 0
+    shown = hfpretrain("runs", "--json").stdout
+    assert "NaN" not in shown, "which no JSON has"
+    known = {Path(line["run"]).name: (line["step"], line["tokens"], line["loss"]) for line in json.loads(shown)}
+    assert known == {"good": (5, 80, 3.5), "odd": (None, None, None), "none": (0, None, None)}
+
+
 def test_looking_at_a_run_keeps_nobody_from_training_in_it(tmp_path: Path) -> None:
     import fcntl
     import threading
@@ -64,8 +83,8 @@ def test_looking_at_a_run_keeps_nobody_from_training_in_it(tmp_path: Path) -> No
         fcntl.flock(file, fcntl.LOCK_SH)
         threading.Timer(0.05, lambda: fcntl.flock(file, fcntl.LOCK_UN)).start()
         with run.locked():
-            assert run.running()
-    assert not run.running()
+            assert run.in_use
+    assert not run.in_use
     assert (run.path / LOCK).exists()
     with run.locked(), pytest.raises(RunError, match="another process is training"), run.locked():
         pass

@@ -151,6 +151,13 @@ def test_a_bar_keeps_a_long_curve_short_and_leaves_out_what_is_no_number() -> No
     assert all(len(line) < width for width, line in shown.items())
 
 
+def test_a_line_above_the_bar_is_shown_as_it_is() -> None:
+    console = Bar("training").console
+    with console.capture() as captured:
+        console.print("[red] :fire: 1", markup=False, soft_wrap=True)
+    assert captured.get() == "[red] :fire: 1\n"
+
+
 def _shown(bar: Bar, width: int) -> str:
     bar.console = Console(file=io.StringIO(), width=width)
     return bar._line().plain.rstrip()

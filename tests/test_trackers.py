@@ -223,6 +223,8 @@ def test_three_trackers_at_once_have_the_history_of_the_run(tmp_path: Path, hfpr
         assert [step for step, _ in scalars[key]] == [step for step, _ in points]
         assert [value for _, value in scalars[key]] == pytest.approx([value for _, value in points], rel=1e-6)
     assert from_wandb(run) == expected
+    sent = max((run.logs / "wandb").glob("offline-run-*/*.wandb")).read_bytes()
+    assert not [place for place in (tmp_path, sys.executable) if str(place).encode() in sent]
     once = {key: dict(points) for key, points in from_trackio(tmp_path / "trackio").items()}
     clock = {key for key in expected if key in ("mfu", "tokens_per_second") or key.startswith("time/")}
     assert {key: points for key, points in once.items() if key not in clock} == {

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hfpretrain.data.formats import TABLES, kind_of, lines
+from hfpretrain.data.formats import LARGEST_CELL, TABLES, kind_of, lines
 from hfpretrain.errors import DataError
 
 ROWS = 20
@@ -32,7 +32,7 @@ def guess_columns(path: Path) -> tuple[str, ...]:
         return ()
     try:
         rows = list(itertools.islice(_rows(path), ROWS))
-    except (ValueError, csv.Error, pa.ArrowException, OSError) as error:
+    except (ValueError, RecursionError, csv.Error, pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: its first rows cannot be read ({str(error).splitlines()[0]})") from error
     lengths: dict[str, int] = {}
     for row in rows:
@@ -61,6 +61,7 @@ def _rows(path: Path) -> Iterator[dict[Any, Any]]:
         return
     text = (raw.decode(errors="replace") for _, raw in lines(path))
     if kind == ".csv":
+        csv.field_size_limit(LARGEST_CELL)
         yield from csv.DictReader(text)
         return
     first = next((line for line in text if line.strip()), "")

@@ -29,6 +29,8 @@ KNOWN = f"known are {', '.join((*TEXT, *TABLES))}, each also with .gz or .zst"
 ROW_HINT = "fix the line, or set data.on_bad_rows: skip"
 FILE_HINT = "copy or download it again"
 NUL = "holds a NUL byte"
+LARGEST_CELL = 2**31 - 1
+"""Characters of a CSV cell. Of itself Python's reader takes 131,072, and whole documents are longer."""
 
 Row = tuple[str, ...]
 """The values of the wanted columns: (text,) or (prompt, completion)."""
@@ -294,7 +296,7 @@ def _json_rows(path: Path, columns: Row) -> Iterator[tuple[str, Any]]:
 
 
 def _csv_rows(path: Path, columns: Row, report: Report) -> Iterator[Row]:
-    csv.field_size_limit(2**31 - 1)
+    csv.field_size_limit(LARGEST_CELL)
     damaged: list[tuple[int, str]] = []
     complete = True
 

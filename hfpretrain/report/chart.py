@@ -7,11 +7,11 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from typing import Any
 
 from hfpretrain.amounts import count
 from hfpretrain.report.curves import Bucket
+from hfpretrain.report.html import shown
 
 SIZE = 1000.0
 """The SVG's own units, both ways."""
@@ -98,14 +98,14 @@ def draw(chart: Chart) -> str:
     label = f"{chart.title} over {chart.x_name}s, {chart.unit}"
     svg = (
         f'<svg viewBox="0 0 {SIZE:.0f} {SIZE:.0f}" preserveAspectRatio="none" role="img" '
-        f'aria-label="{escape(label)}">{"".join(parts)}</svg>'
+        f'aria-label="{shown(label)}">{"".join(parts)}</svg>'
     )
     written = chart.tick or chart.value
-    y_labels = "".join(f'<span style="top:{_percent(scale.y(each))}">{escape(written(each))}</span>' for each in ticks)
+    y_labels = "".join(f'<span style="top:{_percent(scale.y(each))}">{shown(written(each))}</span>' for each in ticks)
     axis = ", logarithmic" if scale.log else ""
     return (
         f'<figure class="chart{" tall" if chart.tall else ""}">'
-        f"<figcaption><h3>{escape(chart.title)}</h3><small>{escape(chart.unit)}{axis}</small></figcaption>"
+        f"<figcaption><h3>{shown(chart.title)}</h3><small>{shown(chart.unit)}{axis}</small></figcaption>"
         f'<ul class="legend">{_legend(chart, curves, scale)}</ul>'
         f'<div class="plot"><div class="y">{y_labels}</div>'
         f'<div class="frame">{svg}<i class="rule"><b></b></i></div>{_x_labels(chart, scale)}</div>'
@@ -243,16 +243,16 @@ def _legend(chart: Chart, curves: Sequence[Curve], scale: _Scale) -> str:
     """Each curve with its last value, which the script replaces by the one that is pointed at."""
     rest = [chart.value(each.y[-1] if each.rest is None else each.rest) for each in curves]
     entries = [
-        f'<li><i class="key {colour(each.colour)}"></i>{escape(each.name)} <b>{escape(text)}</b></li>'
+        f'<li><i class="key {colour(each.colour)}"></i>{shown(each.name)} <b>{shown(text)}</b></li>'
         for each, text in zip(curves, rest, strict=True)
     ]
     entries += [
-        f'<li><i class="key level"></i>{escape(name)} <b class="fixed">{escape(chart.value(level))}</b>'
+        f'<li><i class="key level"></i>{shown(name)} <b class="fixed">{shown(chart.value(level))}</b>'
         f"{'' if level in scale.levels else ', below'}</li>"
         for name, level in chart.lines
     ]
     counted = {what: sum(each == what for _, each in chart.marks) for _, what in chart.marks}
-    entries += [f'<li><i class="key mark"></i>{escape(what)}</li>' for what in counted]
+    entries += [f'<li><i class="key mark"></i>{shown(what)}</li>' for what in counted]
     return "".join(entries)
 
 
@@ -262,9 +262,9 @@ def _x_labels(chart: Chart, scale: _Scale) -> str:
     if chart.second_row:
         rows.append(("tokens", chart.second_row(ticks)))
     return "".join(
-        f'<div class="x"><em>{escape(name)}</em>'
+        f'<div class="x"><em>{shown(name)}</em>'
         + "".join(
-            f'<span style="left:{_percent(scale.x(tick))}">{escape(text)}</span>'
+            f'<span style="left:{_percent(scale.x(tick))}">{shown(text)}</span>'
             for tick, text in zip(ticks, texts, strict=True)
             if text
         )

@@ -184,8 +184,10 @@ def _settings(name: str, kept: Kept, called: str, folder: Path, again: int | Non
             project = os.environ.get("WANDB_PROJECT") or PROJECT
             own = {"name": called, "id": kept["id"], "dir": str(folder), "resume": "allow"}
             variables = {"name": "WANDB_NAME", "id": "WANDB_RUN_ID", "dir": "WANDB_DIR", "resume": "WANDB_RESUME"}
-            # What is printed is not sent, as it has paths of this machine; nor are all curves printed at the end.
+            # What is printed, and what wandb notes of the process (command, program, folder), is not sent, as it has
+            # paths of this machine; nor are all curves printed at the end.
             quiet = {"console": ("WANDB_CONSOLE", "off"), "quiet": ("WANDB_QUIET", True)}
+            quiet["x_disable_meta"] = ("WANDB_X_DISABLE_META", True)
             settings = {key: value for key, (variable, value) in quiet.items() if variable not in os.environ}
             own = {key: value for key, value in own.items() if variables[key] not in os.environ}
             return project, own | {"settings": settings}
