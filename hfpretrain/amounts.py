@@ -27,7 +27,7 @@ _WORDS: dict[str, tuple[_Unit, int]] = {
 }
 OF_THE_MODEL = ("tokens per parameter", "FLOPs")
 """Units that are so many tokens only when the model is known."""
-_UNIT = r"[A-Za-z]+(?:\s+per\s+parameters?)?"
+_UNIT = r"[A-Za-z]+(?:\s+per\s+[A-Za-z]+)?"
 _SCALES = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 _LARGEST, _MOST_FLOPS = 10**18, 10**30
 _EXAMPLES = "600 steps, 20M tokens, 3 epochs, 10 minutes or 5%"
@@ -72,7 +72,7 @@ class Amount:
                 raise RecipeError(f"{_shown(text)} is more than 100%")
             return Amount.percent(_whole_or_float(exact))
         if singular not in _WORDS:
-            near = nearest(word.lower(), [f"{known}s" for known in _WORDS if " " not in known])
+            near = nearest(word.lower(), [known if " " in known else f"{known}s" for known in _WORDS])
             raise RecipeError(
                 f"{_shown(text)}: unknown unit {_shown(word)}; "
                 + (f"did you mean {near}?" if near else f"write for example {_EXAMPLES}")
@@ -152,6 +152,12 @@ def count(number: float) -> str:
         if number >= size:
             return f"{number / size:.3g}{unit}"
     return f"{number:g}"
+
+
+def in_bytes(number: float) -> str:
+    """Bytes with three digits and a unit: `12.3 kB`, `1.2 GB`."""
+    digits, unit = re.fullmatch(r"([0-9.e+]+)([kMBT]?)", count(number)).groups()  # type: ignore[union-attr]
+    return f"{digits} {unit.replace('B', 'G')}B"
 
 
 def _whole_or_float(exact: Decimal) -> float:

@@ -187,7 +187,9 @@ def _evaluation(report: dict[str, Any], recipe: recipes.Recipe) -> list[str]:
 def sample_in_words(sample: dict[str, Any]) -> str:
     """A text, and its continuation or the words for its first mask, the likeliest first."""
     told = sample.get("continuation")
-    if told is None:
+    if told is not None:
+        told = told.replace("\n", "⏎")  # else a text of nothing but line breaks looks like none
+    else:
         told = ", ".join(f"{token} {probability:.1%}" for token, probability in sample["fills"])
     return f"{sample['text']} → {told}"
 

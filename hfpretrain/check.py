@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.text import Text
 
-from hfpretrain.amounts import count, span
+from hfpretrain.amounts import count, in_bytes, span
 from hfpretrain.check_data import data_facts, legend, sample_row
 from hfpretrain.data.hub_sets import at_commits
 from hfpretrain.recipe import Recipe
@@ -86,4 +86,5 @@ def memory(found: Estimate) -> str:
         "optimizer": found.optimizer,
         "activations and logits": found.activations,
     }
-    return f"{count(found.memory)}B, of it " + ", ".join(f"{count(size)}B {name}" for name, size in parts.items())
+    known = ", ".join(f"{in_bytes(size)} {name}" for name, size in parts.items())
+    return f"{in_bytes(found.memory)}, most of a small model's the libraries'; of it {known}"

@@ -60,7 +60,7 @@ def find_lr(
     typer.echo(
         f"suggestion  {found.suggestion:.1e}, where the loss falls the most; the recipe has {loaded.optimizer.lr}"
     )
-    given = [each for each in overrides or [] if not each.startswith("optimizer.lr=")]
+    given = [each for each in overrides or [] if not each.startswith("optimizer.lr=")] + _elsewhere(loaded.output_dir)
     command = ["hfpretrain", "train", str(recipe), *given, f"optimizer.lr={found.suggestion:.1e}"]
     typer.echo(f"next        {shlex.join(command)}")
 
@@ -123,6 +123,7 @@ def sweep(
       hfpretrain sweep my.yaml optimizer.lr=1e-3,3e-3 --steps 200
       hfpretrain sweep my.yaml optimizer.lr=1e-3,3e-3 train.batch_size=8,16
     """
+    from hfpretrain.recipe import load
     from hfpretrain.sweep import parse, plan_sweep, run_sweep
 
     if launched():
@@ -134,7 +135,7 @@ def sweep(
     command = None
     if best.state == "finished":
         given = [f"{key}={best.values.get(key, written[0])}" for key, written in map(parse, overrides)]
-        command = shlex.join(["hfpretrain", "train", str(recipe), *given])
+        command = shlex.join(["hfpretrain", "train", str(recipe), *given, *_elsewhere(load(recipe, given).output_dir)])
     if as_json:
         typer.echo(json.dumps({"runs": [vars(outcome) for outcome in outcomes], "command": command}))
     else:
@@ -145,6 +146,16 @@ def sweep(
         log.warning("losses per token do not compare between tokenizers")
     if command is None:
         leave(1)
+
+
+def _elsewhere(output_dir: str | None) -> list[str]:
+    """The setting that a command needs for another directory, where that of the recipe holds a run already."""
+    from hfpretrain.run import Run
+
+    assert output_dir is not None, "a loaded recipe has one"
+    names = (output_dir, *(f"{output_dir}-{number}" for number in range(2, 10**6)))
+    free = next(name for name in names if Run(Path(name)).state == "empty")
+    return [] if free == output_dir else [f"output_dir={free}"]
 
 
 def _table(outcomes: "Sequence[Outcome]", keys: list[str]) -> str:

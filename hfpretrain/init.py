@@ -191,7 +191,7 @@ tokenizer:
 data:
   sources: ## several may be given, with a weight each
 {source}
-  validation: {_held_out(found.size)} ## whole documents, held out
+  validation: {_held_out(found.size)} ## held out: whole documents, or the tail of a single one
   block_size: {block} ## tokens that the model sees at once
 
 train:

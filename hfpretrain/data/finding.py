@@ -101,7 +101,8 @@ def _find(name: str, key: str, kind_of: Callable[[Path], str | None], known: str
         others = sorted({file.suffix or file.name for file in files})[:5] + ["folders"] * bool(folders)
         there_is = f"; there is: {', '.join(others)}" if others else ""
         hint = f"to read what is in the folders, write {name}/*" if folders else known
-        raise DataError(f"{key}: {what} has no files that can be read{there_is}", hint=hint)
+        nothing = "matches nothing" if glob.has_magic(name) and not others else "has no files that can be read"
+        raise DataError(f"{key}: {what} {nothing}{there_is}", hint=hint)
     if len(usable) < len(files):
         log.info("%s: %s: %d files of unknown types are left out", key, what, len(files) - len(usable))
     if folders:

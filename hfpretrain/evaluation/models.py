@@ -52,7 +52,8 @@ def evaluate_model(
     llm = load(name)
     masked = isinstance(llm, MaskedLM)
     if pseudo_perplexity and not masked:
-        raise UserError(f"{name} is a causal language model, whose perplexity is no pseudo-perplexity")
+        said = f"{name} is a causal language model, whose perplexity is no pseudo-perplexity"
+        raise UserError(said, hint="leave --pseudo-perplexity out")
     recipe = _recipe(file, llm, data)
     settings = replace(recipe.evaluation, pseudo_perplexity=pseudo_perplexity, metrics=metrics, pairs=pairs)
     recipe = replace(recipe, evaluation=settings)

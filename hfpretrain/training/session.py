@@ -294,7 +294,7 @@ def activation_checkpointing(recipe: Recipe, model: PreTrainedModel, device: tor
     needed = 16 * count_parameters(model) + activation_bytes(recipe, model)
     if needed <= hardware.total_memory(device):
         return False
-    log.info("activation checkpointing is used: a block needs about %sB without it", amounts.count(needed))
+    log.info("activation checkpointing is used: a block needs about %s without it", amounts.in_bytes(needed))
     return True
 
 
