@@ -30,7 +30,10 @@ def export(
 ) -> None:
     """Export a model to ONNX or GGUF. What is written is loaded again and has to predict the same.
 
-    Example: hfpretrain export runs/quickstart-clm --to gguf
+    \b
+    Examples:
+      hfpretrain export runs/my --to onnx
+      hfpretrain export runs/my --to gguf --output my.gguf
     """
     with stop_on_signals():
         prepare_environment()

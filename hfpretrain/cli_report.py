@@ -27,7 +27,10 @@ def report(
 ) -> None:
     """Write a run's report, or one that compares several runs, and open it in the browser.
 
-    Example: hfpretrain report runs/quickstart-clm runs/quickstart-mlm
+    \b
+    Examples:
+      hfpretrain report runs/my
+      hfpretrain report runs/small runs/large --no-open
     """
     from hfpretrain.report import write_comparison, write_page
     from hfpretrain.run import Run

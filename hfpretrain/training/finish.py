@@ -102,7 +102,10 @@ def save_final(session: Session, report: dict[str, Any]) -> None:
     held_out = [describe(source) for _, source in validation_sources(session.recipe.data)]
     public = all(source["name"] != LOCAL for source in [*session.facts["sources"], *held_out])
     examples = session.recipe.hub.examples or (beginnings if public else [NEUTRAL[session.recipe.objective]])
-    report |= {"example": (session.recipe.evaluation.prompts or beginnings)[0], "samples": samples_of(run.partial, examples)}
+    report |= {
+        "example": (session.recipe.evaluation.prompts or beginnings)[0],
+        "samples": samples_of(run.partial, examples),
+    }
     write_whole(run.partial / run.report_file.name, json.dumps(report, indent=1) + "\n")
     also = [file for file in (run.recipe_file, run.metrics_file) if file.is_file() and os.access(file, os.R_OK)]
     write_manifest(run.partial, of=FINISHED, also=also)

@@ -35,7 +35,7 @@ CLOCK = {
 MADE_UP_FOR = {"evaluated", "evaluated_after", "evaluated_all", "evaluation_due", "metrics"}
 """Keys of a checkpoint's progress.json: an evaluation given up for a signal is made up for before anything is trained,
 so that such a checkpoint does not know what the metrics and the report say of it."""
-ONLY_THERE = {"README.md", "manifest.json", "random_states_0.pkl", "random_states_1.pkl"}
+ONLY_THERE = {"README.md", "report.html", "manifest.json", "random_states_0.pkl", "random_states_1.pkl"}
 """Files that have to be there with whatever content: they show what depends on the clock, or its hash, or hold
 generators that training does not use."""
 ATTEMPTS = 6
