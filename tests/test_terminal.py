@@ -34,7 +34,10 @@ def on_a_terminal(
     ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     # Wherever the tests run: what says otherwise of the terminal is left out.
     kept = {
-        name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS", "FORCE_COLOR", "CI")
+        name: value
+        for name, value in os.environ.items()
+        # The last is set by commands that ran in this process.
+        if name not in ("NO_COLOR", "COLUMNS", "FORCE_COLOR", "CI", "HF_HUB_DISABLE_PROGRESS_BARS")
     }
     process = subprocess.Popen(
         [sys.executable, "-m", "hfpretrain", *map(str, arguments)],

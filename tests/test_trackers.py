@@ -159,7 +159,8 @@ def test_what_is_kept_of_trackers_may_be_damaged_or_impossible_to_keep(
     Run(Path(other.output_dir)).logs.write_text("a file is here")
     (tmp_path / "runs" / "other" / "recipe.yaml").write_text(dump(other))
     train(other, resume=True)
-    (said,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    (said,) = (each for each in warnings if "tracker" in each)  # a busy machine may have others
     assert said.startswith("the tracker diary could not be started (FileExistsError")
     assert metrics(run) == metrics(Run(Path(other.output_dir)))
 
