@@ -4,7 +4,7 @@ Needs tinyshakespeare.txt (1,115,394 characters, char-rnn's input.txt); no netwo
 
     shakespeare   the recipe shakespeare-char: loss on the whole last tenth, and the time to come to nanoGPT's 1.88
     mlm           a small masked model against Trainer with run_mlm.py's defaults, at equal time and at equal tokens
-    optimizers    AdamW and Muon, each at three learning rates, on the quickstart recipes and shakespeare-char
+    optimizers    AdamW and Muon, each at four learning rates, on the quickstart recipes and shakespeare-char
 
     python benchmarks/learning.py tinyshakespeare.txt [--case NAME] [--minutes 1]
 """
@@ -21,7 +21,7 @@ from typing import Any
 RECIPES = Path(__file__).parent.parent / "recipes"
 NANOGPT = 1.88
 """The loss that nanoGPT publishes for a GPT of this size after as many characters."""
-RATES = {"adamw": (2e-3, 4e-3, 8e-3), "muon": (5e-3, 1e-2, 2e-2)}
+RATES = {"adamw": (1e-3, 2e-3, 4e-3, 8e-3), "muon": (2.5e-3, 5e-3, 1e-2, 2e-2)}
 MLM: dict[str, Any] = {
     "objective": "mlm",
     "model": {
@@ -171,8 +171,8 @@ def mlm(text: Path, folder: Path, minutes: float) -> list[str]:
 
 
 def optimizers(text: Path, folder: Path) -> list[str]:
-    lines = ["| recipe | optimizer | " + " | ".join(f"rate {place}" for place in ("1", "2", "3")) + " |"]
-    lines += ["|---|---|---|---|---|"]
+    lines = ["| recipe | optimizer | " + " | ".join(f"rate {place}" for place in "1234") + " |"]
+    lines += ["|---|---|---|---|---|---|"]
     for name in ("quickstart-mlm", "quickstart-clm", "shakespeare-char"):
         for optimizer, rates in RATES.items():
             found = []

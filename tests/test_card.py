@@ -15,7 +15,7 @@ from PIL import Image
 from tiny import tiny_recipe, tiny_run
 
 from hfpretrain import recipe as recipes
-from hfpretrain.card import BLUE, GREY, NEUTRAL, ORANGE, generated, write_card
+from hfpretrain.card import BLUE, GREY, NEUTRAL, ORANGE, generated, sample_in_words, write_card
 from hfpretrain.recipe import Source
 from hfpretrain.run import Run
 from hfpretrain.training.session import describe
@@ -210,3 +210,8 @@ def test_a_card_that_cannot_be_written_does_not_fail_the_run(tmp_path: Path, cap
     run.card_file.mkdir(parents=True)  # in the card's place
     assert tiny_run(tmp_path, "clm", "train.duration=1", resume=True).state == "finished"
     assert "the model card could not be written" in caplog.text
+
+
+def test_line_breaks_of_a_sample_are_seen() -> None:
+    """A young model's continuation may be nothing else."""
+    assert sample_in_words({"text": "ROMEO:", "continuation": "\n\nOh"}) == "ROMEO: → ⏎⏎Oh"

@@ -175,7 +175,7 @@ PLAIN = {"objective": "clm", "data": {"sources": [{"builtin": "everyday"}]}}
         ("evaluation.every=1e15 FLOPs", r"evaluation\.every: FLOPs are for train\.duration"),
         ("schedule.warmup=1 tokens per parameter", r"schedule\.warmup: tokens per parameter are for train\.duration"),
         ("train.duration=0 tokens per parameter", r"train\.duration: must be more than nothing"),
-        ("train.duration=5 tokens per step", "is not an amount"),
+        ("train.duration=5 tokens per step", "unknown unit 'tokens per step'; did you mean tokens per parameter"),
     ],
 )
 def test_wrong_recipes(change: str, says: str) -> None:
