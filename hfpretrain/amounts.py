@@ -154,12 +154,6 @@ def count(number: float) -> str:
     return f"{number:g}"
 
 
-def in_bytes(number: float) -> str:
-    """Bytes with three digits and a unit: `12.3 kB`, `1.2 GB`."""
-    digits, unit = re.fullmatch(r"([0-9.e+]+)([kMBT]?)", count(number)).groups()  # type: ignore[union-attr]
-    return f"{digits} {unit.replace('B', 'G')}B"
-
-
 def _whole_or_float(exact: Decimal) -> float:
     return int(exact) if exact == int(exact) else float(exact)
 

@@ -184,14 +184,17 @@ def _evaluation(report: dict[str, Any], recipe: recipes.Recipe) -> list[str]:
     return ["## Evaluation", *sections] if sections else []
 
 
+def made_of(sample: dict[str, Any]) -> str:
+    """The continuation of a sample's text, or the words for its first mask, the likeliest first."""
+    if "continuation" in sample:
+        told: str = sample["continuation"]
+        return told.replace("\n", "⏎")  # else nothing but line breaks looks like nothing
+    return ", ".join(f"{token} {probability:.1%}" for token, probability in sample["fills"])
+
+
 def sample_in_words(sample: dict[str, Any]) -> str:
-    """A text, and its continuation or the words for its first mask, the likeliest first."""
-    told = sample.get("continuation")
-    if told is not None:
-        told = told.replace("\n", "⏎")  # else a text of nothing but line breaks looks like none
-    else:
-        told = ", ".join(f"{token} {probability:.1%}" for token, probability in sample["fills"])
-    return f"{sample['text']} → {told}"
+    """A text, and what the model makes of it."""
+    return f"{sample['text']} → {made_of(sample)}"
 
 
 def _samples(report: dict[str, Any]) -> list[str]:

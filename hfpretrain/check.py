@@ -5,9 +5,10 @@ from pathlib import Path
 
 from rich.text import Text
 
-from hfpretrain.amounts import count, in_bytes, span
+from hfpretrain.amounts import count, span
 from hfpretrain.check_data import data_facts, legend, sample_row
 from hfpretrain.data.hub_sets import at_commits
+from hfpretrain.files import size_in_words
 from hfpretrain.recipe import Recipe
 from hfpretrain.recipe_stages import batch_sizes
 from hfpretrain.run import Run
@@ -86,5 +87,5 @@ def memory(found: Estimate) -> str:
         "optimizer": found.optimizer,
         "activations and logits": found.activations,
     }
-    known = ", ".join(f"{in_bytes(size)} {name}" for name, size in parts.items())
-    return f"{in_bytes(found.memory)}, most of a small model's the libraries'; of it {known}"
+    known = ", ".join(f"{size_in_words(size)} {name}" for name, size in parts.items())
+    return f"{size_in_words(found.memory)}, most of a small model's the libraries'; of it {known}"

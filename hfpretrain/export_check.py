@@ -14,6 +14,7 @@ from hfpretrain.data.sources import open_sources
 from hfpretrain.errors import HFPretrainError
 from hfpretrain.inference import CausalLM, MaskedLM
 from hfpretrain.inference.words import positions_of
+from hfpretrain.modeling.kept import forget_loading
 from hfpretrain.recipe import load as load_recipe
 from hfpretrain.recipe_stages import training_sources
 
@@ -45,8 +46,7 @@ class Agreement:
 
 def save_tokenizer(llm: CausalLM | MaskedLM, folder: Path) -> list[Path]:
     """Saves the tokenizer as it is in the run; returns its files."""
-    for key in ("is_local", "local_files_only"):  # of its loading, but saved with it otherwise
-        llm.tokenizer.init_kwargs.pop(key, None)
+    forget_loading(llm.tokenizer)
     return [Path(path) for path in llm.tokenizer.save_pretrained(folder)]
 
 

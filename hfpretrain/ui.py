@@ -89,8 +89,13 @@ def answer(
             yield _fills(llm, text, int(top_k))
             return
         so_far = ""
-        settings = {"max_new_tokens": int(max_new_tokens), "temperature": temperature, "top_p": top_p}
-        for piece in llm.stream(text, **settings, seed=None if seed is None else int(seed)):  # type: ignore[arg-type]
+        for piece in llm.stream(
+            text,
+            max_new_tokens=int(max_new_tokens),
+            temperature=temperature,
+            top_p=top_p,
+            seed=None if seed is None else int(seed),
+        ):
             so_far += piece
             yield f"<p>{html.escape(text)} <b>{html.escape(so_far)}</b></p>"
         yield _continuation(llm, text, so_far, int(top_k))
@@ -101,7 +106,7 @@ def answer(
 def _fills(llm: MaskedLM, text: str, top_k: int) -> str:
     masks = llm.fill(text, top_k=top_k)
     several = len(masks) > 1
-    parts = [f"<p><b>{html.escape(llm.fill(text, top_k=1)[0][0].sentence)}</b></p>"]
+    parts = [f"<p><b>{html.escape(masks[0][0].sentence)}</b></p>"]  # in which the others are filled as well
     for number, predictions in enumerate(masks, start=1):
         parts.append((f"<p>mask {number}</p>" if several else "") + _bars(predictions))
     return "".join(parts)

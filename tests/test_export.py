@@ -23,7 +23,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
 
 from hfpretrain import load
 from hfpretrain.errors import ModelError, UserError
-from hfpretrain.export import export
+from hfpretrain.export import Format, export
 from hfpretrain.export_check import agreement, batches_of
 from hfpretrain.modeling.tokenizer_training import train_tokenizer
 from hfpretrain.recipe import Tokenizer
@@ -61,9 +61,9 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return tiny_run(tmp_path_factory.mktemp("bert"), "mlm", "train.duration=4", name="small")
 
 
-def untrained(folder: Path, architecture: str = "llama", algorithm: str = "bpe", **config: Any) -> Path:
+def untrained(folder: Path, architecture: str = "llama", algorithm: Any = "bpe", **config: Any) -> Path:
     """A causal model folder with weights by chance, and a tokenizer of the algorithm."""
-    tokenizer = train_tokenizer(Tokenizer(algorithm=algorithm, vocab_size=400), "clm", TEXTS)  # type: ignore[arg-type]
+    tokenizer = train_tokenizer(Tokenizer(algorithm=algorithm, vocab_size=400), "clm", TEXTS)
     # Large weights: with those of a beginning, attention is even, and what is wrong with it would not be seen.
     sizes = {"vocab_size": 402, "max_position_embeddings": 64, "initializer_range": 0.3, **LLAMA}
     own = CONFIG_MAPPING[architecture](**(sizes | config), bos_token_id=1, eos_token_id=2, pad_token_id=0)
@@ -280,10 +280,11 @@ def test_what_is_in_the_way_stays(bert: Run, llama: Run, tmp_path: Path) -> None
     (folder / "model.onnx").write_text("an export")
     file.write_text("mine")
     link.symlink_to(file)
-    for run, to, place in ((bert, "onnx", folder), (llama, "gguf", file), (llama, "gguf", link)):
+    places: list[tuple[Run, Format, Path]] = [(bert, "onnx", folder), (llama, "gguf", file), (llama, "gguf", link)]
+    for run, to, place in places:
         for force in (False, True):
             with pytest.raises(UserError, match=r"is no (ONNX|GGUF) export"):
-                export(run.path, to, place, force=force)  # type: ignore[arg-type]
+                export(run.path, to, place, force=force)
     with pytest.raises(UserError, match=r"does not end in \.gguf"):
         export(llama.path, "gguf", tmp_path / "model.bin")
     with pytest.raises(UserError, match="is no folder"):

@@ -13,7 +13,8 @@ import typer
 from hfpretrain.cli import app
 from hfpretrain.shipped import shipped_recipes
 
-COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+_GROUP: Any = typer.main.get_command(app)
+COMMANDS: dict[str, Any] = _GROUP.commands
 WIDTH = 78
 """What a terminal of 80 columns shows of a line of help."""
 

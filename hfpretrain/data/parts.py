@@ -133,7 +133,32 @@ class Building:
         Who comes second waits, which saves work and no more: parts are right without it. The system lifts the lock
         when a process ends, however it ends. What has nothing finished in it is removed in the end.
         """
-        kind = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
+        try:  # around the making of the folder as well, after which a signal may come at once
+            with self._locked(fcntl.LOCK_EX if alone else fcntl.LOCK_SH, waiting):
+                yield
+        finally:
+            if alone:
+                self._remove_unfinished()
+
+    def _remove_unfinished(self) -> None:
+        """Removes the folder if no part in it is finished, and no other process is about it."""
+        try:
+            descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError:  # there is no folder
+            return
+        try:
+            with contextlib.suppress(OSError):  # a file system without locks
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return
+            if not any(self.folder.glob("part-*")):
+                shutil.rmtree(self.folder, ignore_errors=True)
+        finally:
+            os.close(descriptor)
+
+    @contextlib.contextmanager
+    def _locked(self, kind: int, waiting: Callable[[], None]) -> Iterator[None]:
         while True:
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
@@ -151,11 +176,7 @@ class Building:
                     log.warning("%s cannot be locked: prepare the same data in one process at a time", self.folder)
                 if not self._is(descriptor):  # whoever held it has finished and removed it
                     continue
-                try:
-                    yield
-                finally:
-                    if alone and not any(self.folder.glob("part-*")):
-                        shutil.rmtree(self.folder, ignore_errors=True)
+                yield
                 return
             finally:
                 os.close(descriptor)

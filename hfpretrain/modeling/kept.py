@@ -14,6 +14,12 @@ from hfpretrain.files import cache_folder, commit_folder, damage
 log = logging.getLogger(__name__)
 
 
+def forget_loading(tokenizer: Any) -> None:
+    """Takes out what transformers notes of how a tokenizer was loaded, and would save with it."""
+    for key in ("is_local", "local_files_only"):
+        tokenizer.init_kwargs.pop(key, None)
+
+
 def kept_tokenizer(identity: dict[str, Any], train: Callable[[], PreTrainedTokenizerFast]) -> PreTrainedTokenizerFast:
     """The tokenizer that follows from `identity`: from the cache, or trained now and kept there.
 
@@ -23,8 +29,8 @@ def kept_tokenizer(identity: dict[str, Any], train: Callable[[], PreTrainedToken
     folder = cache_folder() / "tokenizers" / name
     if folder.is_dir() and damage(folder, of=name) is None:
         tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
-        for key in ("is_local", "local_files_only", "name_or_path"):  # of this loading, but saved with it otherwise
-            tokenizer.init_kwargs.pop(key, None)
+        forget_loading(tokenizer)
+        tokenizer.init_kwargs.pop("name_or_path", None)
         log.info("tokenizer: using the one of %s words trained before", f"{len(tokenizer):,}")
         return tokenizer
     tokenizer = train()

@@ -14,7 +14,7 @@ from hfpretrain.data import filters, sources
 from hfpretrain.errors import ModelError
 from hfpretrain.files import json_object
 from hfpretrain.modeling.fim import SPELLINGS
-from hfpretrain.modeling.kept import kept_tokenizer
+from hfpretrain.modeling.kept import forget_loading, kept_tokenizer
 from hfpretrain.modeling.tokenizer_training import (
     MAX_TRAINING_BYTES,
     TRAINING,
@@ -108,8 +108,7 @@ def load_tokenizer(name: str, objective: Objective) -> PreTrainedTokenizerBase:
         tokenizer = _class_of(folder).from_pretrained(location, trust_remote_code=False)
     except Exception as error:  # a broken file raises anything, a plain Exception from Rust included
         raise hub.explain(error, name, kind="tokenizer") from error
-    for key in ("is_local", "local_files_only"):  # of this loading, but saved with the tokenizer otherwise
-        tokenizer.init_kwargs.pop(key, None)
+    forget_loading(tokenizer)
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise ModelError(f"the tokenizer of {name} has no words", hint="check that its files are complete")
     if objective == "mlm" and tokenizer.mask_token_id is None:

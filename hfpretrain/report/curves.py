@@ -121,7 +121,7 @@ class Curves:
             return False
         with os.fdopen(open_own(file, os.O_RDONLY), "rb") as opened:
             if os.fstat(opened.fileno()).st_size < self._read:
-                self.__init__()  # type: ignore[misc]
+                vars(self).update(vars(Curves()))
             opened.seek(self._read)
             before = self._read
             rest = b""

@@ -14,11 +14,12 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hfpretrain import amounts, hardware
+from hfpretrain import hardware
 from hfpretrain.card import LOCAL
 from hfpretrain.data.batches import Batches, open_batches
 from hfpretrain.errors import RecipeError
 from hfpretrain.evaluation import Evaluator, prepare_evaluator
+from hfpretrain.files import size_in_words
 from hfpretrain.hub import split_revision
 from hfpretrain.modeling.attention import DocumentMasking, prove_document_masking
 from hfpretrain.modeling.flops import flops_per_token
@@ -294,7 +295,7 @@ def activation_checkpointing(recipe: Recipe, model: PreTrainedModel, device: tor
     needed = 16 * count_parameters(model) + activation_bytes(recipe, model)
     if needed <= hardware.total_memory(device):
         return False
-    log.info("activation checkpointing is used: a block needs about %s without it", amounts.in_bytes(needed))
+    log.info("activation checkpointing is used: a block needs about %s without it", size_in_words(needed))
     return True
 
 

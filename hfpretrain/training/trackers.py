@@ -19,7 +19,7 @@ from typing import Any
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
 from accelerate.utils import LoggerType
 
-from hfpretrain.card import sample_in_words, shareable
+from hfpretrain.card import made_of, sample_in_words, shareable
 from hfpretrain.errors import RecipeError, nearest
 from hfpretrain.files import json_object, remove
 from hfpretrain.hub import first_line
@@ -45,6 +45,8 @@ Kept = dict[str, Any]
 
 def check_trackers(names: Sequence[str]) -> None:
     """Raises RecipeError for a name that Accelerate does not know, or whose package is not installed."""
+    if not names:
+        return
     missing = set(LoggerType.list()) - {str(each) for each in get_available_trackers()}
     for name in names:
         if name not in LOGGER_TYPE_TO_CLASS:
@@ -250,7 +252,7 @@ def _show(name: str, tracker: GeneralTracker, step: int, samples: list[dict[str,
     table: Callable[..., None] | None = getattr(tracker, "log_table", None)
     lines = [" ".join(sample_in_words(sample).split()) for sample in samples]
     if table is not None:
-        rows = [[line.rpartition(" → ")[0], line.rpartition(" → ")[2]] for line in lines]
+        rows = [[sample["text"], made_of(sample)] for sample in samples]
         table("samples", columns=["text", "model"], data=rows, step=step)
     elif name in ("tensorboard", "trackio", "comet_ml"):
         tracker.log({"samples": "\n\n".join(lines)}, step=step)
