@@ -23,6 +23,8 @@ from hfpretrain.recipe import dump
 from hfpretrain.terminal import BLOCKS, MOST_VALUES, PLAIN_BLOCKS, Bar, sparkline
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+SET_BY_COMMANDS = ("HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE")
+"""Also by those that an earlier test ran in this process."""
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
 
 
@@ -36,8 +38,7 @@ def on_a_terminal(
     kept = {
         name: value
         for name, value in os.environ.items()
-        # The last is set by commands that ran in this process.
-        if name not in ("NO_COLOR", "COLUMNS", "FORCE_COLOR", "CI", "HF_HUB_DISABLE_PROGRESS_BARS")
+        if name not in ("NO_COLOR", "COLUMNS", "FORCE_COLOR", "CI", *SET_BY_COMMANDS)
     }
     process = subprocess.Popen(
         [sys.executable, "-m", "hfpretrain", *map(str, arguments)],
