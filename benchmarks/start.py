@@ -1,6 +1,6 @@
-"""How long it takes until something happens: `fill` with a local model, and the first step of a training.
+"""How long it takes until something happens: `--help`, `fill` with a local model, the first step of a training.
 
-Beside each stands what importing torch and transformers and loading the weights take by themselves.
+Beside them stands what Typer, and importing torch and transformers and loading the weights, take by themselves.
 
     python benchmarks/start.py
 """
@@ -29,6 +29,13 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 AutoModelForMaskedLM.from_pretrained("runs/recipe")
 AutoTokenizer.from_pretrained("runs/recipe")
 """
+TYPER = """
+import typer
+app = typer.Typer()
+app.command("one")(lambda: None)
+app.command("two")(lambda: None)
+app(["--help"])
+"""
 
 
 def seconds(command: list[str], folder: Path) -> float:
@@ -51,6 +58,13 @@ def first_step(folder: Path, number: int) -> float:
     raise SystemExit("the training made no step")
 
 
+def side_by_side(name: str, ours: list[str], other: str, theirs: list[str], folder: Path) -> None:
+    pairs = [(seconds(ours, folder), seconds(theirs, folder)) for _ in range(REPEATS)]
+    own, its = (statistics.median(column) for column in zip(*pairs, strict=True))
+    more = statistics.median(one - two for one, two in pairs)
+    print(f"{name}: {own:.2f} s; {other} alone: {its:.2f} s; {more:+.2f} s")
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -58,12 +72,9 @@ def main() -> None:
         (folder / "recipe.yaml").write_text(RECIPE)
         hfpretrain = [sys.executable, "-m", "hfpretrain"]
         seconds([*hfpretrain, "train", "recipe.yaml"], folder)
+        side_by_side("--help", [*hfpretrain, "--help"], "Typer", [sys.executable, "-c", TYPER], folder)
         fill = [*hfpretrain, "fill", "the [MASK] fox", "--model", "runs/recipe"]
-        alone = [sys.executable, "-c", ALONE]
-        pairs = [(seconds(fill, folder), seconds(alone, folder)) for _ in range(REPEATS)]
-        ours, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
-        more = statistics.median(one - other for one, other in pairs)
-        print(f"fill: {ours:.2f} s; importing and loading alone: {theirs:.2f} s; {more:+.2f} s")
+        side_by_side("fill", fill, "importing and loading", [sys.executable, "-c", ALONE], folder)
         steps = [first_step(folder, number) for number in range(REPEATS)]
         print(f"first step: {statistics.median(steps):.2f} s after the data is ready")
 
