@@ -50,15 +50,17 @@ def fast_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if has_bf16_units(device) else torch.float32
 
 
-def keep_freed_memory() -> bool:
+def keep_freed_memory(keep: bool = True) -> bool:
     """Has glibc keep the memory of freed tensors instead of asking the kernel for fresh pages at every step.
 
-    Returns whether it took effect: on Linux with glibc only.
+    Otherwise it gives back each large one at once, which is slower: left alone it keeps some, and more and more where
+    their sizes vary, as those of layers that are gathered do. Returns whether it took effect: on Linux with glibc only.
     """
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
         return False
     libc = ctypes.CDLL("libc.so.6")
-    return bool(libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30) and libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30))
+    large = 1 << 30 if keep else 1 << 20
+    return bool(libc.mallopt(_M_MMAP_THRESHOLD, large) and libc.mallopt(_M_TRIM_THRESHOLD, large))
 
 
 CHIPS = {

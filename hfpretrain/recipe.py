@@ -27,6 +27,7 @@ from hfpretrain.recipe_blocks import (
     Masking,
     Model,
     Optimizer,
+    Parallel,
     Ramp,
     Recipe,
     Schedule,
@@ -61,6 +62,7 @@ __all__ = [
     "Masking",
     "Model",
     "Optimizer",
+    "Parallel",
     "Ramp",
     "Recipe",
     "Schedule",
@@ -229,6 +231,8 @@ def _contradictions(recipe: Recipe, draft: Draft) -> Iterator[tuple[Keys, str]]:
     if recipe.averaging.method == "checkpoints" and "seconds" in (train.duration.unit, recipe.checkpoints.every.unit):
         said = "which checkpoints are the last is not known beforehand where durations are times"
         yield ("averaging", "method"), f"{said}; give steps, tokens or epochs, or take ema"
+    if recipe.parallel.strategy == "fsdp" and train.precision == "fp16":
+        yield ("train", "precision"), "fp16's loss scaling does not go with parallel.strategy: fsdp; set bf16"
     if recipe.hub.push == "checkpoints" and not recipe.hub.repo_id:
         yield ("hub", "push"), "checkpoints goes with hub.repo_id, which is missing"
     if recipe.hub.repo_id and (problem := repo_id_problem(recipe.hub.repo_id)):
@@ -307,6 +311,9 @@ def _idle_keys(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
     if recipe.schedule.name != "wsd":
         for key in ("decay", "shape"):
             yield ("schedule", key), f"{key} is for wsd, and the schedule is {recipe.schedule.name}"
+    if recipe.parallel.strategy != "fsdp":
+        for key in ("shard_within", "reshard_after_forward"):
+            yield ("parallel", key), f"{key} is for fsdp, and the strategy is {recipe.parallel.strategy}"
     for key, method in (("decay", "ema"), ("last", "checkpoints")):
         if recipe.averaging.method != method:
             said = f"{key} is for method: {method}, and the method is {recipe.averaging.method}"

@@ -305,6 +305,21 @@ class Checkpoints:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Parallel:
+    """How several processes train one model. What is learnt is the same, but for rounding."""
+
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """ddp: each process holds the whole model. fsdp: weights, gradients and the optimizer's state are shared out among
+    the processes (FSDP2), for models that one device cannot hold. One process alone has nothing to share out."""
+    shard_within: WholeNumber | None = None
+    """fsdp only: processes that hold the model together, e.g. those of one machine; groups of them are replicas (HSDP).
+    Default: all processes are one group."""
+    reshard_after_forward: bool = True
+    """fsdp only: let go of a layer's weights after its forward pass and gather them again for the backward pass. false
+    takes more memory and gathers once."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Hub:
     """Where the model is pushed to, and what its card says there."""
 
@@ -348,6 +363,7 @@ class Recipe:
     averaging: Averaging = Averaging()
     evaluation: Evaluation = Evaluation()
     checkpoints: Checkpoints = Checkpoints()
+    parallel: Parallel = Parallel()
     trackers: tuple[str, ...] = ()
     """Accelerate's names of experiment trackers: tensorboard, wandb, trackio, mlflow, ... They are told the recipe,
     every line of metrics and the samples; one that fails never stops a run. Each reads its own environment, such as

@@ -16,6 +16,7 @@ from hfpretrain.recipe import Hub, Recipe, load
 from hfpretrain.run import Run, checkpoint_damage, list_checkpoints, step_of
 from hfpretrain.training.begin import Progress
 from hfpretrain.training.loop import train
+from hfpretrain.training.sharding import SHARDS
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +93,11 @@ def replay(path: Path, steps: int) -> Iterator[Finding]:
         )
     last = int(max((line["step"] for line in run.metrics()), default=0))
     whole = [each for each in list_checkpoints(run.checkpoints) if not checkpoint_damage(each)]
+    if any((each / SHARDS).is_dir() for each in whole):
+        raise RunError(
+            f"{path} was trained with parallel.strategy: fsdp, and one process does not come to the same bits",
+            hint="without --replay its files are compared with their manifests",
+        )
     starts = {int(each.name.removeprefix("step-")): each for each in whole}
     usable = [step for step in starts if step < last]
     if not usable:

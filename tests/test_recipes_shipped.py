@@ -90,7 +90,7 @@ def test_the_schema_describes_and_closes_every_object() -> None:
     assert schema["required"] == ["objective", "data"]
     assert schema["$defs"]["Model"]["properties"]["from"]["description"].startswith("Go on from these weights")
     objects = [schema, *(entry for entry in schema["$defs"].values() if entry["type"] == "object")]
-    assert len(objects) == 17
+    assert len(objects) == 18
     for entry in objects:
         assert entry["additionalProperties"] is False
         for key, value in entry["properties"].items():

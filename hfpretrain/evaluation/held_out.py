@@ -44,9 +44,8 @@ def look_at_blocks(
         collator(batches.validation_rows(range(start, min(start + micro_batch_size, count)))) for start in starts
     )
     found = []
-    for start, (batch, scores) in zip(
-        starts, looker.scores(micro_batches, len(starts)), strict=False
-    ):  # it may be stopped
+    # It may be stopped before the last; asked first, as of a sharded model it goes on while another process looks.
+    for (batch, scores), start in zip(looker.scores(micro_batches, len(starts)), starts, strict=False):
         found.append(_sums(batch, scores))
         each(start, scores)
     return _added(looker, found)

@@ -2,13 +2,21 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, repeat
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from hfpretrain.modeling.loss import Loss, Scores
-from hfpretrain.modeling.objective import MicroBatch
+from hfpretrain.modeling.objective import MicroBatch, target_places
+
+
+def few_tokens() -> MicroBatch:
+    """A micro-batch of one short block."""
+    ids = torch.zeros(1, 8, dtype=torch.int64)
+    return {"input_ids": ids, "labels": ids, "document_ids": ids, "targets": target_places(ids)}
 
 
 class GivenUp(Exception):
@@ -35,17 +43,29 @@ class Looker:
     def scores(self, micro_batches: Iterable[MicroBatch], of: int) -> Iterator[tuple[MicroBatch, Scores]]:
         """Each micro-batch, on the device, with what the model made of it; `stopped` is asked before each.
 
-        `of` is how many there are, about.
+        `of` is how many there are, about. A sharded model is run by all processes together: who has no more runs it on
+        a few tokens that do not count, as long as another one has some.
         """
-        for number, batch in enumerate(micro_batches, start=1):
-            if self.stopped():
-                self.given_up = True
+        together = isinstance(self.model, FSDPModule)
+        number = 0
+        for batch in chain(micro_batches, repeat(None) if together else ()):
+            self.given_up, more = self.stopped(), batch is not None
+            if together:
+                self.given_up, more = self._any(self.given_up), self._any(more)
+            if self.given_up or not more:
                 return
-            batch = {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
+            shown = {name: each.to(self.accelerator.device) for name, each in (batch or few_tokens()).items()}
             with self.accelerator.autocast():
-                scores = self.loss.scores(self.model, batch)
-            self.tell(number, max(of, number))
-            yield batch, scores
+                scores = self.loss.scores(self.model, shown)
+            if batch is not None:
+                number += 1
+                self.tell(number, max(of, number))
+                yield shown, scores
+
+    def _any(self, here: bool) -> bool:
+        """Whether it is so on one of the processes at least."""
+        told = torch.tensor([float(here)], device=self.accelerator.device)
+        return bool(self.accelerator.reduce(told, reduction="sum").item())
 
     def added(self, own: Tensor) -> Tensor:
         """The sum of all processes' float64 numbers. Raises GivenUp on all of them if one has given up."""

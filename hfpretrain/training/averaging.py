@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hfpretrain.errors import CheckpointError
 from hfpretrain.recipe import Recipe
 from hfpretrain.training.schedule import Plan
+from hfpretrain.training.sharding import is_sharded, local, settle, shared_like, whole_weights
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ class Average:
     plan: Plan
     first: int = 0
     weights: dict[str, Tensor] = field(default_factory=dict)
-    """By the parameters' names; empty before the first are added."""
+    """By the parameters' names, of a sharded model this process's shares; empty before the first are added."""
     steps: int = 0
     """Whose weights were added."""
 
@@ -59,45 +60,64 @@ class Average:
             added = 1 / (self.steps + 1)
         else:
             return
-        named = dict(model.named_parameters())
+        named = _shares(model)
         if self.weights:
-            torch._foreach_lerp_(list(self.weights.values()), [named[name].data for name in self.weights], added)
+            torch._foreach_lerp_(list(self.weights.values()), [named[name] for name in self.weights], added)
         else:
-            self.weights = {name: parameter.detach().clone() for name, parameter in named.items()}
+            self.weights = {name: share.clone() for name, share in named.items()}
         self.steps += 1
 
     @contextmanager
     def in_place(self, model: nn.Module) -> Iterator[None]:
         """The model has the average as its weights meanwhile."""
-        named = dict(model.named_parameters())
-        own = {name: named[name].detach().clone() for name in self.weights}
+        named = _shares(model)
+        own = {name: named[name].clone() for name in self.weights}
         with torch.no_grad():
             for name, tensor in self.weights.items():
                 named[name].copy_(tensor)
         try:
             yield
         finally:
+            settle(model)
             with torch.no_grad():
                 for name, tensor in own.items():
                     named[name].copy_(tensor)
 
-    def save(self, folder: Path) -> None:
-        """Writes FILE into a checkpoint."""
-        tensors = {name: tensor.contiguous() for name, tensor in self.weights.items()}
+    def whole(self, model: nn.Module) -> dict[str, Tensor]:
+        """The average by the parameters' names; of a sharded model on the first process alone, and all have to ask."""
+        if not is_sharded(model):
+            return self.weights
+        with self.in_place(model):
+            weights = whole_weights(model) or {}
+        return {name: weights[name] for name in self.weights if name in weights}
+
+    def save(self, folder: Path, weights: dict[str, Tensor]) -> None:
+        """Writes FILE into a checkpoint, with the whole weights of the average."""
+        tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
         save_file(tensors, folder / FILE, {"steps": str(self.steps), "first": str(self.first)})
 
-    def load(self, folder: Path, device: torch.device) -> None:
+    def load(self, folder: Path, model: nn.Module) -> None:
         """Reads what `save` wrote; CheckpointError where a checkpoint has none."""
         file = folder / FILE
         if not file.is_file():
             raise CheckpointError(f"{folder} holds no {FILE}, the average of the weights so far")
-        with safe_open(file, "pt", device=str(device)) as opened:
+        with safe_open(file, "pt") as opened:
             told = opened.metadata()
             if int(told["first"]) != self.first and int(told["steps"]):
                 log.warning("other checkpoints are the last ones now: their average begins anew")
                 return
-            self.weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
+            like = dict(model.named_parameters())
+            self.weights = {
+                name: local(shared_like(opened.get_tensor(name), like[name]))
+                for name in opened.keys()  # noqa: SIM118 - no mapping
+            }
             self.steps = int(told["steps"])
+
+
+def _shares(model: nn.Module) -> dict[str, Tensor]:
+    """The weights by name, or this process's shares of them, in the model's own memory."""
+    settle(model)
+    return {name: local(parameter.detach()) for name, parameter in model.named_parameters()}
 
 
 def due(plan: Plan, recipe: Recipe, step: int) -> bool:

@@ -185,7 +185,7 @@ def begin(session: Session, start: Start) -> Progress:
     checkpoint, progress, changes = start.checkpoint, start.progress, [*start.changes]
     if checkpoint is not None:
         require_time_left(session, progress, before=progress.trained_with(checkpoint))
-        restore_checkpoint(checkpoint, accelerator, session.model)
+        restore_checkpoint(checkpoint, accelerator, session.model, session.average)
         set_aside_later(checkpoint, accelerator)
         log.info("going on from %s", checkpoint)
     if progress.data not in (None, session.batches.fingerprint):

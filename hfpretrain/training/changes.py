@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 HARMLESS = {
     *("name", "output_dir", "train.duration", "train.log_every", "train.compile", "train.shortcuts"),
     *("train.micro_batch_size", "train.activation_checkpointing", "train.max_time", "train.on_nonfinite"),
-    *("evaluation", "checkpoints", "trackers", "hub"),
+    *("evaluation", "checkpoints", "parallel", "trackers", "hub"),
 }
 """Keys, and blocks of keys, that a run may be resumed with other values of; each change is said."""
 LIBRARIES = ("python", "torch", "transformers", "accelerate", "tokenizers")

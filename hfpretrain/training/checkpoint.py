@@ -26,6 +26,16 @@ from hfpretrain.model_files import check_model_files
 from hfpretrain.run import DAMAGED, PROGRESS, list_checkpoints
 from hfpretrain.training.averaging import Average
 from hfpretrain.training.optimizer import settings_kept
+from hfpretrain.training.sharding import (
+    SHARDS,
+    class_of,
+    is_sharded,
+    load_optimizers,
+    load_weights,
+    local,
+    save_optimizers,
+    whole_weights,
+)
 
 log = logging.getLogger(__name__)
 
@@ -43,12 +53,16 @@ def save_checkpoint(
     tokenizer: PreTrainedTokenizerBase,
     progress: dict[str, Any],
     *,
+    model: torch.nn.Module,
+    optimizers: Iterable[torch.optim.Optimizer],
+    average: Average | None,
     keep: int,
     needed: int,
 ) -> Path:
     """Saves model, tokenizer, optimizer and `progress` as `folder`/step-<progress["step"]>; returns its path.
 
-    Every process calls it. `needed` is about how many bytes it takes. The folder is also a model that from_pretrained
+    Every process calls it. Of a sharded model each writes its share of the optimizer's state; the weights are whole.
+    `needed` is about how many bytes it takes. The folder is also a model that from_pretrained
     loads. Raises CheckpointError on all processes where one could not write; earlier checkpoints are then as before.
     """
     place = folder / f"step-{progress['step']:08d}"
@@ -66,7 +80,10 @@ def save_checkpoint(
             require_room(str(place), folder, max(needed, bytes_below(newest) if newest else 0))
             beside.mkdir()
     with written_by_all(accelerator, str(place), beside, needed):
-        accelerator.save_state(str(beside))
+        if is_sharded(model):
+            save_shares(beside, accelerator, model, optimizers, average)
+        else:
+            accelerator.save_state(str(beside))
         if main:
             tokenizer.save_pretrained(beside)
             (beside / PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
@@ -75,6 +92,24 @@ def save_checkpoint(
             commit_folder(beside, place)
             prune(folder, keep)
     return place
+
+
+def save_shares(
+    folder: Path,
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    optimizers: Iterable[torch.optim.Optimizer],
+    average: Average | None,
+) -> None:
+    """What a checkpoint of a sharded model holds: whole weights, from the first process, and everyone's share."""
+    weights = whole_weights(model)
+    averaged = average.whole(model) if average is not None else {}
+    save_optimizers(folder, model, optimizers)
+    if accelerator.is_main_process:
+        plain: PreTrainedModel = accelerator.unwrap_model(model)
+        plain.save_pretrained(folder, state_dict=weights)
+        if average is not None:
+            average.save(folder, averaged)
 
 
 def prune(folder: Path, keep: int) -> None:
@@ -140,11 +175,12 @@ def require_room(what: str, folder: Path, needed: int) -> None:
 
 def saved_bytes(model: torch.nn.Module, optimizers: Iterable[torch.optim.Optimizer] = ()) -> int:
     """About how many bytes a model, and the state of its optimizers, take on the disk."""
-    tensors = list(model.state_dict().values())
+    tensors: list[torch.Tensor] = list(model.state_dict().values())
     for optimizer in optimizers:
         for state in optimizer.state.values():
             tensors += [value for value in state.values() if isinstance(value, torch.Tensor)]
-    each_once: dict[int, int] = {tensor.data_ptr(): tensor.nbytes for tensor in tensors}  # some are tied
+    # Some are tied; of a share that is empty there is no place in memory.
+    each_once = {local(tensor).data_ptr() or id(tensor): tensor.nbytes for tensor in tensors}
     return sum(each_once.values()) + SMALL_FILES
 
 
@@ -159,7 +195,9 @@ def set_aside_later(path: Path, accelerator: Accelerator) -> None:
                 later.rename(aside)
 
 
-def restore_checkpoint(path: Path, accelerator: Accelerator, model: torch.nn.Module) -> None:
+def restore_checkpoint(
+    path: Path, accelerator: Accelerator, model: torch.nn.Module, average: Average | None = None
+) -> None:
     """Loads weights, optimizer and gradient scaler in place.
 
     Accelerate reads its pickles with weights_only, which makes tensors and numbers and calls nothing. Raises
@@ -167,7 +205,7 @@ def restore_checkpoint(path: Path, accelerator: Accelerator, model: torch.nn.Mod
     """
     check_model_files(path)
     try:
-        _restore(path, accelerator, model)
+        _restore(path, accelerator, model, average)
     except Exception as error:  # what a pickle, a JSON file or weights of another shape raise
         what = f"{type(error).__name__}: {first_line(error)}"
         raise CheckpointError(
@@ -176,15 +214,21 @@ def restore_checkpoint(path: Path, accelerator: Accelerator, model: torch.nn.Mod
         ) from error
 
 
-def _restore(path: Path, accelerator: Accelerator, model: torch.nn.Module) -> None:
+def _restore(path: Path, accelerator: Accelerator, model: torch.nn.Module, average: Average | None) -> None:
     plain: PreTrainedModel = accelerator.unwrap_model(model, keep_torch_compile=False)
     # transformers may keep weights in another layout on disk than in memory; its loader knows how to go back.
-    saved, loading = type(plain).from_pretrained(
+    saved, loading = class_of(plain).from_pretrained(
         path, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
     )
     if missing := loading["missing_keys"]:  # it would begin with new ones, as another version may name them otherwise
         raise ValueError(f"there are no weights for {min(missing)}")
-    plain.load_state_dict(saved.state_dict())
+    load_weights(plain, saved.state_dict())
+    if is_sharded(plain) or (path / SHARDS).is_dir():  # either may have been saved by the other
+        with settings_kept(accelerator._optimizers):
+            load_optimizers(path, plain, accelerator._optimizers)
+        if average is not None:
+            average.load(path, plain)
+        return
     scaler = accelerator.scaler
     if not (path / SCALER_NAME).exists():  # saved with another precision than fp16: the scale is found anew
         accelerator.scaler = None
@@ -207,12 +251,13 @@ def save_with_transformers(accelerator: Accelerator, average: Average | None = N
             for model in models:
                 accelerator.unwrap_model(model, keep_torch_compile=False).save_pretrained(folder)
             if average is not None:
-                average.save(Path(folder))
+                average.save(Path(folder), average.weights)
 
     def load(models: list[torch.nn.Module], folder: str) -> None:
+        (model,) = models
         models.clear()  # restore_checkpoint has loaded it
         if average is not None:
-            average.load(Path(folder), accelerator.device)
+            average.load(Path(folder), accelerator.unwrap_model(model))
 
     accelerator.register_save_state_pre_hook(save)
     accelerator.register_load_state_pre_hook(load)

@@ -8,6 +8,7 @@ from hfpretrain.training.metrics import Metrics
 from hfpretrain.training.reporting import refresh_page
 from hfpretrain.training.samples import samples_now
 from hfpretrain.training.session import Session
+from hfpretrain.training.sharding import is_sharded
 from hfpretrain.training.signals import StopRequest
 
 
@@ -25,7 +26,9 @@ def evaluate_now(
         stopped=lambda: bool(request.signal),
         tell=display.evaluating,
     )
-    shown = samples_now(session) if evaluated and session.accelerator.is_main_process else []
+    # A sharded model runs on all processes together, so that each has the samples made.
+    asked = session.accelerator.is_main_process or is_sharded(session.model)
+    shown = samples_now(session) if evaluated and asked else []
     at.evaluation_due = evaluated is None
     if evaluated is None:
         metrics.restart_clock()

@@ -6,6 +6,8 @@ import logging
 import os
 from typing import Any
 
+from torch import Tensor
+
 from hfpretrain import hardware
 from hfpretrain.amounts import span
 from hfpretrain.card import LOCAL, NEUTRAL, write_card
@@ -19,6 +21,7 @@ from hfpretrain.training.metrics import Metrics
 from hfpretrain.training.reporting import add_page, floor_of
 from hfpretrain.training.samples import example_texts, samples_of
 from hfpretrain.training.session import Session, describe, utilisation
+from hfpretrain.training.sharding import whole_weights
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +32,13 @@ def finish(session: Session, metrics: Metrics, step: int, seconds: float, evalua
     needed = saved_bytes(session.model) * (2 if session.average else 1)
     what = f"the model of {run.path}"
     averaged = evaluate_average(session)
+    weights = whole_weights(session.model)
+    of_average = session.average.whole(session.model) if session.average else {}
     with written_by_all(accelerator, what, run.partial, needed):
         if accelerator.is_main_process:
             require_room(what, run.path, needed)
-            save_final(session, what_it_came_to(session, metrics, step, seconds, evaluated) | averaged)
+            report = what_it_came_to(session, metrics, step, seconds, evaluated) | averaged
+            save_final(session, report, weights, of_average)
     if accelerator.is_main_process:
         add_page(run, session)  # before the card, by which `complete` sees that nothing is left
         add_card(run)
@@ -86,17 +92,25 @@ def evaluate_average(session: Session) -> dict[str, Any]:
     return {"averaged": found}
 
 
-def save_final(session: Session, report: dict[str, Any]) -> None:
+def save_final(
+    session: Session, report: dict[str, Any], weights: dict[str, Tensor] | None, of_average: dict[str, Tensor]
+) -> None:
     """Writes model, tokenizer and report whole beside their place, then moves them there, the report last.
+
+    `weights` and those `of_average` are the whole ones of a sharded model.
 
     A run that was killed meanwhile has no report, so that --resume ends it again.
     """
     run, model = session.run, session.accelerator.unwrap_model(session.model, keep_torch_compile=False)
     session.tokenizer.save_pretrained(run.partial)
-    model.save_pretrained(run.partial)
+    model.save_pretrained(run.partial, state_dict=weights)
     if session.average is not None:
-        with session.average.in_place(model):
-            model.save_pretrained(run.partial / run.averaged.name)
+        beside = run.partial / run.averaged.name
+        if weights is not None:
+            model.save_pretrained(beside, state_dict=weights | of_average)
+        else:
+            with session.average.in_place(model):
+                model.save_pretrained(beside)
         session.tokenizer.save_pretrained(run.partial / run.averaged.name)
     beginnings = example_texts(session)
     held_out = [describe(source) for _, source in validation_sources(session.recipe.data)]

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import OPTIMIZER_NAME
 from transformers import AutoConfig
 
 from hfpretrain.errors import HFPretrainError, RecipeError, RunError
@@ -22,6 +21,7 @@ from hfpretrain.recipe import Amount, Base, Recipe, from_mapping, load, to_mappi
 from hfpretrain.recipe_stages import training_sources
 from hfpretrain.run import FINISHED, PROGRESS, Run, checkpoint_damage, list_checkpoints, newest_whole
 from hfpretrain.training.optimizer import settings_kept
+from hfpretrain.training.sharding import load_optimizers
 
 log = logging.getLogger(__name__)
 
@@ -199,26 +199,26 @@ def check_carried(recipe: Recipe) -> None:
             raise RecipeError(f"{key}: {said}", hint=f"set optimizer.{name} to what it was, or start without its state")
 
 
-def carry_over(recipe: Recipe, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+def carry_over(recipe: Recipe, model: torch.nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
     """Gives the optimizers the state that the checkpoint under model.from holds, bit for bit.
 
     Moments and the number of steps that they are of are carried over; learning rates, decay and the like are the
     recipe's. Raises RecipeError where they do not fit, as after a change of the model's vocabulary.
     """
     place = Path(str(recipe.model.from_)).expanduser()
-    for number, optimizer in enumerate(optimizers):
-        file = place / f"{OPTIMIZER_NAME}{f'_{number}' if number else ''}.bin"
-        try:
-            with settings_kept([optimizer]):
-                optimizer.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
-        except Exception as error:
-            said = f"{file} does not fit this model ({first_line(error)})"
-            raise RecipeError(f"optimizer.from_checkpoint: {said}", hint="start without its state") from error
+    try:
+        with settings_kept(optimizers):
+            load_optimizers(place, model, optimizers)
+    except Exception as error:
+        said = f"the optimizer's state in {place} does not fit this model ({first_line(error)})"
+        raise RecipeError(f"optimizer.from_checkpoint: {said}", hint="start without its state") from error
+    for optimizer in optimizers:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 for name, value in optimizer.state.get(parameter, {}).items():
                     if isinstance(value, torch.Tensor) and value.ndim and value.shape != parameter.shape:
-                        said = f"{name} in {file} is of {list(value.shape)}, and the weights of {list(parameter.shape)}"
+                        of = f"{list(value.shape)}, and the weights of {list(parameter.shape)}"
+                        said = f"{name} in {place} is of {of}"
                         raise RecipeError(f"optimizer.from_checkpoint: {said}", hint="start without its state")
 
 

@@ -31,7 +31,8 @@ from hfpretrain.training.optimizer import set_learning_rate
 from hfpretrain.training.publisher import Publisher
 from hfpretrain.training.reporting import refresh_page
 from hfpretrain.training.schedule import Plan, learning_rate_factor
-from hfpretrain.training.session import Session, open_accelerator, prepare_session, utilisation
+from hfpretrain.training.session import Session, as_launched, open_accelerator, prepare_session, utilisation
+from hfpretrain.training.sharding import gradients_kept, whole
 from hfpretrain.training.signals import SAVED, StopNow, StopRequest, stop_on_signals
 from hfpretrain.training.trackers import check_trackers
 
@@ -53,6 +54,7 @@ def train(recipe: Recipe, *, resume: bool = False, allow_changes: bool = False, 
     saved and stopped. Raises RunError where the run directory is not empty and `resume` is false, Stopped after a
     signal, after train.max_time and after that step.
     """
+    recipe = as_launched(recipe)
     run, limit = Run(Path(recipe.output_dir)), recipe.train.max_time
     accelerator = open_accelerator(recipe)
     try:
@@ -181,6 +183,9 @@ def save_now(session: Session, metrics: Metrics, publisher: Publisher | None, at
         at.as_dict(),
         keep=session.recipe.checkpoints.keep,
         needed=saved_bytes(session.model, session.optimizers),
+        model=session.model,
+        optimizers=session.optimizers,
+        average=session.average,
     )
     if publisher and at.branch:
         publisher.offer(saved, at.branch)
@@ -223,7 +228,7 @@ def train_step(session: Session, step: int, micro_batches: list[MicroBatch], tar
             torch.manual_seed(derived(session.recipe.seed, "dropout", step, number, accelerator.process_index))
             batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
             last = number == len(micro_batches) - 1
-            with nullcontext() if last else accelerator.no_sync(model):
+            with nullcontext() if last else gradients_kept(model, accelerator):
                 with accelerator.autocast():
                     loss = session.loss(model, batch)
                 accelerator.backward(loss * (accelerator.num_processes / max(targets, 1)))
@@ -232,7 +237,7 @@ def train_step(session: Session, step: int, micro_batches: list[MicroBatch], tar
         if accelerator.num_processes > 1:
             total = accelerator.reduce(total, reduction="sum")
         clip = session.recipe.train.gradient_clip or float("inf")
-        norm = torch.as_tensor(accelerator.clip_grad_norm_(model.parameters(), clip)).detach()
+        norm = whole(torch.as_tensor(accelerator.clip_grad_norm_(model.parameters(), clip))).detach()
         verdict = session.guard.judge(total / max(targets, 1), norm)
         overflow = torch.zeros_like(norm)
         if accelerator.scaler is None:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ import torch
 from hfpretrain import hardware
 from hfpretrain.files import cache_folder, json_object, write_whole
 from hfpretrain.recipe_stages import longest_block
+from hfpretrain.training.sharding import gradients_kept, is_sharded, shares
 
 if TYPE_CHECKING:
     from hfpretrain.training.session import Session
@@ -76,18 +78,18 @@ def divisors(number: int) -> list[int]:
 
 def fastest(session: "Session", own: int) -> int:
     """The size with the least time per block, growing from one of 1,024 tokens as long as that helps."""
-    began = time.perf_counter()
     sizes = divisors(own)[::-1]
-    if seconds_of(session, 1) * own <= ENOUGH_SECONDS:
+    if (spent := seconds_of(session, 1)) * own <= ENOUGH_SECONDS:
         return own
     start = next((size for size in sizes if size * longest_block(session.recipe.data)[1] >= 1024), own)
     best, least = start, seconds_of(session, start) / start
     for size in sizes:
         if size < 2 * best:
             continue
-        if time.perf_counter() - began > TRYING_SECONDS:
+        if spent > TRYING_SECONDS:
             break
-        each = seconds_of(session, size) / size
+        spent += (taken := 2 * seconds_of(session, size))
+        each = taken / 2 / size
         if each * GAIN > least:
             break
         best, least = size, each
@@ -98,7 +100,7 @@ def largest(session: "Session", own: int) -> int:
     """The most blocks whose forward and backward fit beside weights, gradients and the optimizer's state."""
     device = session.accelerator.device
     total = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else None
-    states = 8 * session.facts["parameters"]
+    states = 8 * session.facts["parameters"] // shares(session.recipe.parallel, session.accelerator.num_processes)
     for size in divisors(own):
         try:
             if total is not None:
@@ -115,19 +117,26 @@ def largest(session: "Session", own: int) -> int:
 
 
 def seconds_of(session: "Session", size: int) -> float:
-    """The time of a forward and backward of `size` blocks, the faster of two; gradients are left as they were: none."""
+    """The time of a forward and backward of `size` blocks, the faster of two; gradients are left as they were: none.
+
+    Of a sharded model, which all processes run together, the time of the slowest, so that all decide alike.
+    """
+    together = is_sharded(session.model)
     rows = session.batches.largest_rows(size)
     batch = {name: tensor.to(session.accelerator.device) for name, tensor in session.collator(rows).items()}
     seconds = float("inf")
     for _ in range(2):
         began = time.perf_counter()
-        with session.accelerator.no_sync(session.model):
+        # A sharded model's gradients are not the process's own to keep.
+        with nullcontext() if together else gradients_kept(session.model, session.accelerator):
             with session.accelerator.autocast():
                 loss = session.loss(session.model, batch)
             session.accelerator.backward(loss)
         loss.item()
         seconds = min(seconds, time.perf_counter() - began)
     session.model.zero_grad(set_to_none=True)
+    if together:
+        seconds = float(session.accelerator.gather(torch.tensor([seconds], device=session.accelerator.device)).max())
     return seconds
 
 
@@ -144,6 +153,7 @@ def _identity(session: "Session", own: int) -> dict[str, Any]:
             recipe.optimizer.name,
         ],
         "processes": session.accelerator.num_processes,
+        "parallel": facts["parallel"],
         "blocks": [own, longest_block(recipe.data)[1], recipe.objective, recipe.train.activation_checkpointing],
         "machine": [facts["device"], torch.get_num_threads(), facts["precision"], torch.__version__],
         "memory": hardware.total_memory(session.accelerator.device),

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from hfpretrain.errors import RecipeError
 from hfpretrain.recipe import Optimizer
+from hfpretrain.training.sharding import joined, local, shared_like
 
 PARTS = ("embeddings", "output", "matrices", "vectors")
 """Of a model: tables of embeddings; the output embedding, where it is not tied to one; other weights of two or more
@@ -138,23 +139,29 @@ class Muon(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     of_shape.setdefault(parameter.shape, []).append(parameter)
             for shape, parameters in of_shape.items():
-                momenta = torch.stack([self._momentum(each, left_out) for each in parameters])
+                # An update needs the whole matrix: of a sharded model every process makes it, and takes its share.
+                momenta = torch.stack([joined(self._momentum(each, left_out), each) for each in parameters])
                 updates = orthogonal(momenta, self.dtype)
                 scale = 0.2 * max(shape) ** 0.5
                 kept: float | Tensor = 1 - group["lr"] * group["weight_decay"]
                 if left_out is not None:
                     updates *= 1 - left_out
                     kept = torch.where(left_out > 0, 1.0, kept)
-                torch._foreach_mul_(parameters, kept)
-                torch._foreach_add_(parameters, list(updates.unbind()), alpha=-group["lr"] * scale)
+                own = [local(each) for each in parameters]
+                of_own = [local(shared_like(one, each)) for one, each in zip(updates.unbind(), parameters, strict=True)]
+                torch._foreach_mul_(own, kept)
+                torch._foreach_add_(own, of_own, alpha=-group["lr"] * scale)
 
     def _momentum(self, parameter: Tensor, left_out: Tensor | None) -> Tensor:
-        """Nesterov's: the gradient, averaged and looked ahead. A step that is left out is none here either."""
+        """Nesterov's: the gradient, averaged and looked ahead. A step that is left out is none here either.
+
+        Of a sharded parameter this process's share.
+        """
         state = self.state[parameter]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(parameter)
-        gradient, momentum = parameter.grad, state["momentum"]
-        assert gradient is not None
+        assert parameter.grad is not None
+        gradient, momentum = local(parameter.grad), local(state["momentum"])
         if left_out is not None:
             gradient = torch.where(left_out > 0, momentum, gradient)
         momentum.lerp_(gradient, 1 - MOMENTUM)

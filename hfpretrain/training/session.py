@@ -28,7 +28,7 @@ from hfpretrain.modeling.model import build_model
 from hfpretrain.modeling.objective import Collator, check_tokenizer
 from hfpretrain.modeling.parameters import count_parameters, count_without_embeddings, shape_of
 from hfpretrain.modeling.tokenizer import build_tokenizer, load_tokenizer
-from hfpretrain.recipe import Amount, Model, Recipe, Source
+from hfpretrain.recipe import Amount, Model, Parallel, Recipe, Source
 from hfpretrain.recipe_stages import batch_sizes, longest_block, training_sources
 from hfpretrain.report import Curves
 from hfpretrain.run import Run
@@ -41,6 +41,7 @@ from hfpretrain.training.metrics import Phases
 from hfpretrain.training.micro_batch import choose_micro_batch_size
 from hfpretrain.training.optimizer import build_optimizers
 from hfpretrain.training.schedule import Plan
+from hfpretrain.training.sharding import shard, shares
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,8 @@ log = logging.getLogger(__name__)
 PATIENCE = timedelta(hours=4)
 """How long processes wait for one of them, which may be preparing the data, writing or hashing a checkpoint; NCCL's own
 10 minutes are too few for that. One that ends is noticed by its launcher, one that hangs only so late."""
+LAUNCHED = {"FSDP": "FSDP", "DEEPSPEED": "DeepSpeed", "MEGATRON_LM": "Megatron-LM"}
+"""What `accelerate config` may choose, by the names of its variables."""
 COUNTED_BLOCKS = 8
 """Blocks whose operations are counted: enough for the share of targets to be near the usual one."""
 
@@ -95,8 +98,9 @@ def prepare_session(recipe: Recipe, run: Run, accelerator: Accelerator, checkpoi
     checkpoint yet.
     """
     transformers.utils.logging.disable_progress_bar()  # a bar for every file saved
+    sharded = shares(recipe.parallel, accelerator.num_processes) > 1
     if accelerator.device.type == "cpu":
-        hardware.keep_freed_memory()
+        hardware.keep_freed_memory(not sharded)
     carried = recipe.optimizer.from_checkpoint and checkpoint is None
     if carried:
         check_carried(recipe)
@@ -150,15 +154,19 @@ def prepare_session(recipe: Recipe, run: Run, accelerator: Accelerator, checkpoi
         "device": hardware.device_name(accelerator.device),
         "hardware_flops_per_second": round(hardware.matrix_rate(accelerator.device, precision)),
         "processes": accelerator.num_processes,
+        "parallel": recipe.parallel.strategy if accelerator.num_processes > 1 else None,
         "versions": hardware.versions(),
     }
-    optimizers = build_optimizers(model, recipe.optimizer, lr=rate, fast_dtype=hardware.fast_dtype(accelerator.device))
-    if activation_checkpointing(recipe, model, accelerator.device):
+    if activation_checkpointing(recipe, model, accelerator.device, accelerator.num_processes):
         # Called otherwise before transformers 5.20 or so.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
         facts["activation_checkpointing"] = True
-    model.to(accelerator.device)
+    if sharded:
+        shard(model, accelerator, recipe.parallel, precision)
+    else:
+        model.to(accelerator.device)
+    optimizers = build_optimizers(model, recipe.optimizer, lr=rate, fast_dtype=hardware.fast_dtype(accelerator.device))
     rows = batches.rows(0, range(min(COUNTED_BLOCKS, batches.sizes.first)))
     counted = [collator([row]) for row in rows]  # one by one: counting keeps attention whole, which is large
     counted = [{name: tensor.to(accelerator.device) for name, tensor in batch.items()} for batch in counted]
@@ -168,9 +176,10 @@ def prepare_session(recipe: Recipe, run: Run, accelerator: Accelerator, checkpoi
     if compiled:  # not before the counting: what the compiler meets in such a mode it passes over ever after
         model.compile()
     if carried:
-        carry_over(recipe, optimizers)
+        carry_over(recipe, model, optimizers)
     average = Average.of(recipe, plan)
-    prepared, *optimizers = accelerator.prepare(model.train(), *optimizers)
+    optimizers = [accelerator.prepare(optimizer) for optimizer in optimizers]
+    prepared = model.train() if sharded else accelerator.prepare(model.train())
     save_with_transformers(accelerator, average)
     session = Session(
         recipe=recipe,
@@ -219,12 +228,36 @@ def hub_name(name: str | None) -> str | None:
     return None if name is None or Path(name).expanduser().exists() else name
 
 
+def as_launched(recipe: Recipe) -> Recipe:
+    """The recipe, with the strategy that `accelerate config` chose where it says none of its own.
+
+    RecipeError for one that is not there.
+    """
+    chosen = {name: os.environ.pop(f"ACCELERATE_USE_{name}", "false").lower() == "true" for name in LAUNCHED}
+    if missing := [name for name in chosen if chosen[name] and name != "FSDP"]:
+        raise RecipeError(
+            f"accelerate's configuration asks for {LAUNCHED[missing[0]]}, which is not there",
+            hint="choose FSDP or plain data parallelism in `accelerate config`, or parallel.strategy in the recipe",
+        )
+    if not chosen["FSDP"] or recipe.parallel.strategy == "fsdp":
+        return recipe
+    again = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() != "false"
+    parallel = Parallel(strategy="fsdp", reshard_after_forward=again)
+    if int(os.environ.get("RANK", "0")) == 0:
+        if os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() == "true":
+            log.warning(
+                "accelerate's configuration asks for offloading, which is not there: weights stay on the devices"
+            )
+        log.info("accelerate's configuration asks for FSDP: parallel.strategy is fsdp (FSDP2)")
+    return replace(recipe, parallel=parallel)
+
+
 def open_accelerator(recipe: Recipe) -> Accelerator:
     """Accelerate's view of the processes and devices, with the recipe's precision."""
     AcceleratorState._reset_state()  # several runs in one Python process may differ in precision
     # Without an accelerator, Accelerate joins the processes of torchrun only if told that it is to be CPU.
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    device = PartialState(cpu=several and not torch.accelerator.is_available(), timeout=PATIENCE).device
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    device = PartialState(cpu=processes > 1 and not torch.accelerator.is_available(), timeout=PATIENCE).device
     precision = hardware.choose_precision(recipe.train.precision, device)
     if precision == "fp16" and recipe.optimizer.name == "muon":
         raise RecipeError("optimizer.name: muon does not go with fp16's loss scaling", hint="set train.precision: bf16")
@@ -232,16 +265,12 @@ def open_accelerator(recipe: Recipe) -> Accelerator:
         raise RecipeError("train.precision: fp16 needs a GPU", hint="set train.precision: auto")
     accelerator = Accelerator(
         cpu=device.type == "cpu",
-        mixed_precision="no" if precision == "fp32" else precision,
+        # Sharded weights are gathered in the precision that they are multiplied in, without autocast.
+        mixed_precision="no" if precision == "fp32" or shares(recipe.parallel, processes) > 1 else precision,
         # The loop divides by the targets of the whole step itself, whatever the environment says.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
-    if accelerator.distributed_type.value not in ("NO", "MULTI_CPU", "MULTI_GPU"):
-        raise RecipeError(
-            f"{accelerator.distributed_type.value}: only plain data-parallel training is there yet",
-            hint="choose DDP (no FSDP, no DeepSpeed) in `accelerate config`",
-        )
     first = batch_sizes(recipe.train)[0]  # larger ones are multiples of it
     if first % accelerator.num_processes:
         raise RecipeError(
@@ -281,7 +310,7 @@ def choose_shortcuts(
     return shortcuts
 
 
-def activation_checkpointing(recipe: Recipe, model: PreTrainedModel, device: torch.device) -> bool:
+def activation_checkpointing(recipe: Recipe, model: PreTrainedModel, device: torch.device, processes: int = 1) -> bool:
     """Whether layers are computed again in the backward pass: as the recipe says, or where one block would not fit."""
     setting = recipe.train.activation_checkpointing
     if setting != "auto":
@@ -292,7 +321,7 @@ def activation_checkpointing(recipe: Recipe, model: PreTrainedModel, device: tor
         return setting
     if not model.supports_gradient_checkpointing:
         return False
-    needed = 16 * count_parameters(model) + activation_bytes(recipe, model)
+    needed = 16 * count_parameters(model) / shares(recipe.parallel, processes) + activation_bytes(recipe, model)
     if needed <= hardware.total_memory(device):
         return False
     log.info("activation checkpointing is used: a block needs about %s without it", size_in_words(needed))

@@ -1,0 +1,225 @@
+"""Sharded training: each process holds a share of every weight, of its gradient and of the optimizer's state.
+
+FSDP2 (Zhao et al. 2023) as torch has it, `fully_shard`: a layer is gathered while it runs. What of a run needs whole
+tensors, or has all processes do alike what otherwise each does for itself, asks here; with DDP, or one process, these
+functions do the plain thing.
+"""
+
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import OPTIMIZER_NAME
+from torch import Tensor, nn
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from hfpretrain.errors import RecipeError
+from hfpretrain.hardware import Precision
+from hfpretrain.recipe import Parallel
+
+SHARDS = "optimizer"
+"""The folder of a checkpoint with the optimizer's state, each process's share in a file of its own."""
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether the model's weights are shared out, so that all processes have to run it together."""
+    return isinstance(model, FSDPModule)
+
+
+def shares(settings: Parallel, processes: int) -> int:
+    """Among how many processes the weights are shared out; 1 where each holds them all."""
+    return (settings.shard_within or processes) if settings.strategy == "fsdp" else 1
+
+
+def class_of(model: nn.Module) -> Any:
+    """The model's own class, of which a sharded one has a subclass made by torch."""
+    return type(model).__mro__[2] if is_sharded(model) else type(model)
+
+
+def shard(model: nn.Module, accelerator: Accelerator, settings: Parallel, precision: Precision = "fp32") -> None:
+    """Shares out the model's weights, on the device, in place: layer by layer, and what is left as one.
+
+    Embeddings, norms and the head, which the loss looks at from outside, stay gathered between forward and backward.
+    With bf16 they are gathered in it and everything is computed in it, as large models are trained: autocast would keep
+    a copy of all weights from the forward to the backward pass. Shares, sums of gradients and updates are float32.
+    Raises RecipeError where the processes cannot be grouped so, or the model's weights cannot be shared out.
+    """
+    processes = int(accelerator.num_processes)
+    within = shares(settings, processes)
+    if processes % within:
+        raise RecipeError(
+            f"parallel.shard_within: {processes} processes are no groups of {within}",
+            hint="set a divisor of the number of processes",
+        )
+    whole = within == processes
+    shape, names = ((within,), ("shard",)) if whole else ((processes // within, within), ("replicate", "shard"))
+    mesh = init_device_mesh(accelerator.device.type, shape, mesh_dim_names=names)
+    # Nothing here changes what a model returns in place.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
+    arithmetic = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if precision == "bf16" else MixedPrecisionPolicy()
+    again = settings.reshard_after_forward
+    try:
+        for layer in layers_of(model):
+            fully_shard(layer, mesh=mesh, reshard_after_forward=again, mp_policy=arithmetic)
+        fully_shard(model, mesh=mesh, reshard_after_forward=False, mp_policy=arithmetic)
+    except (ValueError, NotImplementedError) as error:
+        raise RecipeError(
+            f"parallel.strategy: the weights of this architecture cannot be shared out ({error})",
+            hint="set parallel.strategy: ddp",
+        ) from error
+    for buffer in model.buffers():
+        buffer.data = buffer.data.to(accelerator.device)
+
+
+def layers_of(model: nn.Module) -> list[nn.Module]:
+    """The members of the list of layers that holds most of the model's weights; none where there is no list."""
+    lists = [each for each in model.modules() if isinstance(each, nn.ModuleList) and len(each)]
+    return list(max(lists, key=lambda each: sum(weight.numel() for weight in each.parameters()), default=[]))
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's share of a tensor, in the same memory; of one that is not shared out, itself."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor. Where it is shared out, every process has to ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def shared_like(tensor: Tensor, example: Tensor) -> Tensor:
+    """A whole tensor, which every process has, shared out like the example."""
+    if not isinstance(example, DTensor):
+        return tensor.to(example.device)
+    return distribute_tensor(tensor.to(example.device), example.device_mesh, example.placements, src_data_rank=None)
+
+
+def joined(share: Tensor, like: Tensor) -> Tensor:
+    """The whole tensor that the processes' shares make together, which are shared out as `like` is."""
+    if not isinstance(like, DTensor):
+        return share
+    shares = DTensor.from_local(share, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
+    return shares.full_tensor()
+
+
+def settle(model: nn.Module) -> None:
+    """Lets go of what a forward pass has left gathered, so that the model's parameters are the shares again."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+@contextmanager
+def gradients_kept(model: nn.Module, accelerator: Accelerator) -> Iterator[None]:
+    """The gradients of a backward pass inside stay with the process, to be added to those of a later one.
+
+    Those of a sharded model do not, as each would be whole; but replicas add theirs only with the last ones.
+    """
+    if not isinstance(model, FSDPModule):
+        with accelerator.no_sync(model):
+            yield
+        return
+    model.set_requires_all_reduce(False)
+    try:
+        yield
+    finally:
+        model.set_requires_all_reduce(True)
+
+
+def whole_weights(model: nn.Module) -> dict[str, Tensor] | None:
+    """The whole weights of a sharded model, in memory, on the first process; nothing on the others.
+
+    None where the model is whole anyway. Every process calls it.
+    """
+    if not is_sharded(model):
+        return None
+    settle(model)
+    state: dict[str, Any] = get_model_state_dict(
+        model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    )
+    return state
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Gives the model whole weights, which every process has, in place."""
+    if is_sharded(model):
+        settle(model)
+        set_model_state_dict(model, {**weights}, options=StateDictOptions(full_state_dict=True))
+    else:
+        model.load_state_dict(weights)
+
+
+def save_optimizers(folder: Path, model: nn.Module, optimizers: Iterable[Any]) -> None:
+    """Writes the optimizers' state into SHARDS of a checkpoint, each process its share. Every process calls it.
+
+    As torch's distributed checkpoint in safetensors, by the parameters' names: any number of processes reads it, and
+    nothing in it is a pickle.
+    """
+    state = {
+        f"{name}:{key}": value
+        for name, states in _states(model, optimizers)
+        for key, value in states.items()
+        if isinstance(value, Tensor)
+    }
+    save(state, storage_writer=HuggingFaceStorageWriter(str(folder / SHARDS), save_distributed=True))
+
+
+def load_optimizers(folder: Path, model: nn.Module, optimizers: Iterable[Any]) -> None:
+    """Reads the optimizers' state of a checkpoint, however its model and this one are shared out.
+
+    Raises what torch raises where it is of another model.
+    """
+    optimizers = list(optimizers)
+    if not (folder / SHARDS).is_dir():
+        for number, optimizer in enumerate(optimizers):
+            file = folder / f"{OPTIMIZER_NAME}{f'_{number}' if number else ''}.bin"
+            _load_whole(optimizer, torch.load(file, map_location="cpu", weights_only=True))
+        return
+    reader = HuggingFaceStorageReader(str(folder / SHARDS))
+    saved = reader.read_metadata().state_dict_metadata
+    state: dict[str, Tensor] = {}
+    parameters = dict(model.named_parameters())
+    for key, described in saved.items():
+        assert isinstance(described, TensorStorageMetadata)  # safetensors hold nothing else
+        parameter = parameters[key.rpartition(":")[0]]
+        if described.size == parameter.shape:
+            state[key] = torch.zeros_like(parameter, requires_grad=False)
+        else:
+            state[key] = torch.zeros(described.size, dtype=described.properties.dtype, device=parameter.device)
+    load(state, storage_reader=reader)
+    for name, states in _states(model, optimizers):
+        states.clear()
+        states |= {key.rpartition(":")[2]: value for key, value in state.items() if key.rpartition(":")[0] == name}
+
+
+def _states(model: nn.Module, optimizers: Iterable[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What the optimizers hold of each parameter, by its name, as the very dictionary that they look at."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    for optimizer in optimizers:
+        plain = getattr(optimizer, "optimizer", optimizer)
+        for group in plain.param_groups:
+            for parameter in group["params"]:
+                yield names[parameter], plain.state[parameter]
+
+
+def _load_whole(optimizer: Any, saved: dict[str, Any]) -> None:
+    """Gives an optimizer the state that one of whole tensors has saved: tensors of a weight's shape are shared out."""
+    plain = getattr(optimizer, "optimizer", optimizer)
+    parameters = [parameter for group in plain.param_groups for parameter in group["params"]]
+    for number, state in saved["state"].items():
+        like = parameters[number]
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.shape == like.shape:
+                state[key] = shared_like(value, like)
+    plain.load_state_dict(saved)
