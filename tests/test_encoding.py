@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerFast
 from transformers.tokenization_python import PreTrainedTokenizer
 
 from hfpretrain.data import encoding
-from hfpretrain.data.seen import SeenWords, _is_cut, cuts_at_spaces
+from hfpretrain.data.encoded import Encoded
+from hfpretrain.data.seen import _OTHER_SPACE, SeenWords, cuts_at_spaces
 from hfpretrain.data.sources import Document, OpenSource, open_source
 from hfpretrain.data.tokens import end_of_document, prepare
 from hfpretrain.errors import DataError
@@ -53,7 +54,7 @@ def test_a_long_text_is_cut_without_changing_its_tokens(
     unbroken = "日本語" * 400
     encoder = encoding.Encoder(tokenizer, None)
     document = next(source_of(tmp_path, [long]).documents())
-    pieces = list(encoder.pieces(document))
+    pieces = list(encoder.pieces([document]))
     assert len(pieces) > 10
     assert "".join(piece.text for piece in pieces) == long
     end = end_of_document(tokenizer, "mlm")
@@ -183,12 +184,30 @@ def test_words_seen_before_change_no_token() -> None:
                 encoder = encoding.Encoder(train_tokenizer(settings, objective, texts[:300]), None)
                 pieces = [encoding.Piece(text, Document(text), True) for text in texts]
                 batches = pieces[:2000], pieces[2000:]
-                found = [list(ids) for batch in batches for ids in encoder.encodings(batch)]
-                seen += encoder.seen is not None
-                encoder.seen = None
-                assert found == encoder.encodings(pieces), (algorithm, objective, lowercase)
+                encoded = [encoder.encode(batch) for batch in batches]
+                found = [ids for each in encoded for ids in token_lists(each)]
+                words = [count for each in encoded for count in each.words.tolist()]
+                assert encoder.texts is not None
+                if encoder.texts.seen is not None:
+                    seen += 1
+                    cut = encoder.texts.seen.encode([text.encode() for text in texts[:2000]])
+                    assert cut is not None
+                    assert cut.cut.sum() > 150
+                encoder.texts.seen = None
+                assert found == token_lists(encoder.encode(pieces)), (algorithm, objective, lowercase)
+                assert words == [len(text.split()) for text in texts]
     assert seen == 12
-    assert sum(map(_is_cut, texts)) > 300
+
+
+def token_lists(encoded: Encoded) -> list[list[int]]:
+    """The token ids of each piece."""
+    ends = np.cumsum(encoded.lengths)[:-1]
+    return [ids.tolist() for ids in np.split(encoded.tokens, ends)]
+
+
+def test_all_white_space_is_known() -> None:
+    known = {*" \t\n\r", *_OTHER_SPACE}
+    assert {chr(code) for code in range(0x110000) if chr(code).isspace()} == known
 
 
 def test_words_with_equal_hashes_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,21 +218,20 @@ def test_words_with_equal_hashes_are_told_apart(monkeypatch: pytest.MonkeyPatch)
     seen = SeenWords(tokenizer.backend_tokenizer)
     for _ in range(3):
         for text in (" ".join(words), " ".join(words[::-1]), "dcba abcd", "abcd"):
-            (ids,) = seen.encode([text])
-            assert ids is not None
-            assert ids.tolist() == tokenizer(text, add_special_tokens=False)["input_ids"]
+            found = seen.encode([text.encode()])
+            assert found is not None
+            assert found.tokens.tolist() == tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def test_few_words_are_remembered_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hfpretrain.data.seen.MOST_WORDS", 5)
     encoder = encoding.Encoder(bert(), None)
-    assert encoder.seen is not None
+    assert encoder.texts is not None
+    assert encoder.texts.seen is not None
     for text in TEXTS[:3] * 2:
         piece = encoding.Piece(text, Document(text), True)
-        assert [list(ids) for ids in encoder.encodings([piece])] == [
-            bert()(text, add_special_tokens=False)["input_ids"]
-        ]
-        assert len(encoder.seen._spelled) <= 5 + len(text.split()) + 1
+        assert token_lists(encoder.encode([piece])) == [bert()(text, add_special_tokens=False)["input_ids"]]
+        assert len(encoder.texts.seen._spelled) <= 5 + len(text.split()) + 1
 
 
 @pytest.mark.parametrize("change", ["prefix", "regex", "normalizer", "added", "dropout"])

@@ -5,14 +5,15 @@ import itertools
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from hfpretrain.data.seen import SeenWords, cuts_at_spaces
+from hfpretrain.data.encoded import Encoded, TextEncoder
+from hfpretrain.data.seen import IntArray, TokenArray, ranges
 from hfpretrain.data.sources import Document
 from hfpretrain.errors import DataError
 
@@ -42,8 +43,8 @@ class Encoder:
         self.end_id = end_id
         self.before: list[int] = []
         self.after: list[int] = []
-        self.backend: Tokenizer | None = None
-        self.seen: SeenWords | None = None
+        self.texts: TextEncoder | None = None
+        """Without it the tokenizer is one that is written in Python."""
         self.tokenizer = tokenizer
         vocabulary = tokenizer.get_vocab()
         largest = max([len(tokenizer) - 1, end_id or 0, *vocabulary.values()])
@@ -51,46 +52,45 @@ class Encoder:
         self.identity = {"class": type(tokenizer).__name__, "special": sorted(tokenizer.all_special_ids)}
         if tokenizer.is_fast:
             specification = _plain_specification(tokenizer.backend_tokenizer.to_str())
-            self.backend = Tokenizer.from_str(specification)
-            self.backend.encode_special_tokens = True
-            self.seen = SeenWords(self.backend, np.dtype(self.typecode)) if cuts_at_spaces(specification) else None
-            self.before, self.after = _surroundings(self.backend)
+            self.texts = TextEncoder(specification, self.typecode)
+            self.before, self.after = _surroundings(self.texts.backend)
             if end_id is not None and self.after[-1:] != [end_id]:
                 self.after.append(end_id)
         else:
             specification = json.dumps([sorted(vocabulary.items()), tokenizer.init_kwargs], default=str, sort_keys=True)
         self.identity["specification"] = hashlib.sha256(specification.encode()).hexdigest()
 
-    def encodings(self, pieces: list[Piece]) -> list[Any]:
-        """The token ids of each piece or, where there are prompts, what the tokenizers library says of it."""
-        if self.backend is None:
-            return [self._encode_slowly(piece) for piece in pieces]
-        texts = [piece.text for piece in pieces]
-        if any(piece.document and piece.document.prompt_characters for piece in pieces):
-            return list(self.backend.encode_batch(texts, add_special_tokens=False))
-        # The fast variant tracks no offsets, which only prompts need.
-        if self.seen is None:
-            return [each.ids for each in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
-        found = self.seen.encode(texts)
-        others = [text for text, ids in zip(texts, found, strict=True) if ids is None]
-        encoded = iter(self.backend.encode_batch_fast(others, add_special_tokens=False))
-        return [next(encoded).ids if ids is None else ids for ids in found]
+    def encode(self, pieces: list[Piece]) -> Encoded:
+        """The pieces as token ids; `before` and `after` are not among them."""
+        texts = [piece.text.encode() for piece in pieces]
+        if self.texts is None:
+            return Encoded.of(texts, map(self._encode_slowly, pieces), self.typecode)
+        if not any(piece.document and piece.document.prompt_characters for piece in pieces):
+            return self.texts.encode(texts)
+        encodings = self.texts.backend.encode_batch([piece.text for piece in pieces], add_special_tokens=False)
+        prompts = np.array(list(map(self._prompt_length, pieces, encodings)), dtype=np.int64)
+        return Encoded.of(texts, (encoding.ids for encoding in encodings), self.typecode, prompts)
 
-    def ids(self, pieces: list[Piece], encodings: list[Any]) -> Iterator[tuple[Piece, Any, int]]:
-        """Each piece with its token ids, a list or an array, and how many of its document's are no targets.
+    def _prompt_length(self, piece: Piece, encoding: Any) -> int:
+        if piece.document is None or not (prompt := piece.document.prompt_characters):
+            return 0
+        ends = (place for place, (_, end) in enumerate(encoding.offsets) if end > prompt)
+        return next(ends, len(encoding.ids)) + len(self.before)
 
-        `before` and `after` are not among them.
-        """
-        if self.backend is None:
-            yield from ((piece, ids, 0) for piece, ids in zip(pieces, encodings, strict=True))
-            return
-        for piece, encoding in zip(pieces, encodings, strict=True):
-            ids = encoding.ids if hasattr(encoding, "offsets") else encoding
-            length = 0
-            if piece.document and (prompt := piece.document.prompt_characters):
-                ends = (place for place, (_, end) in enumerate(encoding.offsets) if end > prompt)
-                length = next(ends, len(ids)) + len(self.before)
-            yield piece, ids, length
+    def surrounded(self, pieces: list[Piece], encoded: Encoded) -> tuple[TokenArray, IntArray]:
+        """The tokens and their number for each piece, with `before` and `after` around every document."""
+        if not self.before and not self.after:
+            return encoded.tokens, encoded.lengths
+        begin = np.array([piece.document is not None for piece in pieces])
+        end = np.array([piece.last for piece in pieces])
+        lengths = encoded.lengths + len(self.before) * begin + len(self.after) * end
+        ends = np.cumsum(lengths)
+        starts = ends - lengths
+        tokens = np.empty(int(lengths.sum()), dtype=encoded.tokens.dtype)
+        tokens[starts[begin, None] + np.arange(len(self.before))] = self.before
+        tokens[ranges(starts + len(self.before) * begin, encoded.lengths)] = encoded.tokens
+        tokens[ends[end, None] - len(self.after) + np.arange(len(self.after))] = self.after
+        return tokens, lengths
 
     def _encode_slowly(self, piece: Piece) -> list[int]:
         """For tokenizers written in Python: they say no offsets, and are given whole documents."""
@@ -102,17 +102,25 @@ class Encoder:
         ids: list[int] = self.tokenizer(piece.text, split_special_tokens=True, verbose=False)["input_ids"]
         return ids if self.end_id is None or ids[-1:] == [self.end_id] else [*ids, self.end_id]
 
-    def pieces(self, document: Document) -> Iterator[Piece]:
-        """The document, in pieces of PIECE_CHARACTERS to twice as many if it is long."""
+    def pieces(self, documents: Iterable[Document]) -> Iterator[Piece]:
+        """The documents, in pieces of PIECE_CHARACTERS to twice as many where one is long."""
+        most = 2 * PIECE_CHARACTERS
+        for document in documents:
+            if len(document.text) > most and self.texts is not None and not document.prompt_characters:
+                yield from self._cut(document, self.texts.backend)
+            else:
+                yield Piece(document.text, document, last=True)
+
+    @staticmethod
+    def _cut(document: Document, backend: Tokenizer) -> Iterator[Piece]:
         text, start = document.text, 0
-        if self.backend is not None and not document.prompt_characters:
-            while len(text) - start > 2 * PIECE_CHARACTERS:
-                border = _border(text, start, self.backend)
-                if border is None:
-                    log.info("a text of %d characters cannot be cut safely: it is encoded in one go", len(text))
-                    break
-                yield Piece(text[start:border], None if start else document, last=False)
-                start = border
+        while len(text) - start > 2 * PIECE_CHARACTERS:
+            border = _border(text, start, backend)
+            if border is None:
+                log.info("a text of %d characters cannot be cut safely: it is encoded in one go", len(text))
+                break
+            yield Piece(text[start:border], None if start else document, last=False)
+            start = border
         yield Piece(text[start:], None if start else document, last=True)
 
 

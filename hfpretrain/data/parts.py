@@ -12,13 +12,12 @@ import itertools
 import json
 import logging
 import os
-import re
 import shutil
 import time
 import uuid
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -27,9 +26,11 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from hfpretrain.data.encoded import Encoded, count_words, key_of
 from hfpretrain.data.encoding import Encoder, Piece
 from hfpretrain.data.progress import Progress
 from hfpretrain.data.sources import Document, OpenSource
+from hfpretrain.data.workers import encoded_on_all_cores
 from hfpretrain.errors import DataError
 from hfpretrain.files import bytes_below, digest, flush, write_whole
 
@@ -37,11 +38,8 @@ log = logging.getLogger(__name__)
 
 PART_CHARACTERS = 16_000_000
 BATCH_PIECES, BATCH_CHARACTERS = 1000, 250_000
-LONG = 1_000_000
-"""Characters of a text whose words are counted one by one: a list of them would be large."""
 LOCK = "lock"
 ABANDONED_AFTER_SECONDS = 7 * 24 * 3600
-_WORD = re.compile(r"\S+")
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
 Item = TypeVar("Item")
@@ -207,20 +205,20 @@ class Building:
             for last, group in itertools.groupby(_numbered(_readable(source)), key=lambda each: each[0]):
                 documents = (document for _, document in group)
                 if (shard is None or shard.has(last)) and not self.part(last).exists():
-                    pieces = (piece for document in documents for piece in encoder.pieces(document))
-                    yield from ((last, batch) for batch in batched(pieces))
+                    yield from ((last, batch) for batch in batched(encoder.pieces(documents)))
                 else:
                     for document in documents:
                         progress.add(len(document.text.encode()), prepared=False)
                 if end is not None and last >= max(missing):
                     return
 
-        with Progress(source.key, source.size) as progress:
-            # Looking up words is Python's work, which a second thread would only hinder.
-            each = ahead if encoder.seen is None else in_turn
-            encoded = each(lambda item: encoder.encodings(item[1]), batches())
+        if encoder.texts and encoder.texts.seen:
+            encoded = encoded_on_all_cores(encoder, batches(), source.size)
+        else:  # the tokenizers library has a thread on each core
+            encoded = ahead(lambda item: encoder.encode(item[1]), batches())
+        with Progress(source.key, source.size) as progress, contextlib.closing(encoded):
             for number, items in itertools.groupby(encoded, key=lambda each: each[0][0]):
-                part = gathered(encoder, ((batch, encodings) for (_, batch), encodings in items), progress.add)
+                part = gathered(encoder, ((batch, ids) for (_, batch), ids in items), progress.add)
                 part.write(self.part(number))
                 made += 1
         if end is None:
@@ -261,12 +259,7 @@ class DamagedPart(ValueError):
     """A part was not what had been written; it is gone now."""
 
 
-def in_turn(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
-    """Each item with what the function makes of it."""
-    return ((item, function(item)) for item in items)
-
-
-def ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
+def ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Generator[tuple[Item, Result], None, None]:
     """Each item with what the function makes of it on another thread, one item ahead of who asks."""
     waiting: deque[tuple[Item, Future[Result]]] = deque()
     with ThreadPoolExecutor(1, thread_name_prefix="hfpretrain-encoder") as pool:
@@ -315,39 +308,43 @@ def batched(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
 
 
 def gathered(
-    encoder: Encoder, batches: Iterable[tuple[list[Piece], Any]], done: Callable[[int], None] = lambda _: None
+    encoder: Encoder, batches: Iterable[tuple[list[Piece], Encoded]], done: Callable[[int], None] = lambda _: None
 ) -> Part:
     """The part that the encoded batches make together. `done` is called with the bytes of text of each."""
-    tokens, lengths, keys, prompts = array(encoder.typecode), array("q"), array("Q"), array("I")
-    text_lengths = array("q")
-    text_bytes = words = start = 0
-    dtype = np.dtype(f"u{tokens.itemsize}")
-    for batch, encodings in batches:
-        before = text_bytes
-        for piece, ids, prompt_length in encoder.ids(batch, encodings):
-            if piece.document:
-                text = piece.document.text
-                data = text.encode()
-                text_bytes += len(data)
-                text_lengths.append(len(data))
-                words += len(text.split()) if len(text) < LONG else sum(1 for _ in _WORD.finditer(text))
-                keys.append(int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little"))
-                prompts.append(prompt_length)
-                tokens.extend(encoder.before)
-            if isinstance(ids, list):
-                tokens.fromlist(ids)
-            else:
-                tokens.frombytes(ids.tobytes())  # which are of the same type
-            if piece.last:
-                tokens.extend(encoder.after)
-                lengths.append(len(tokens) - start)
-                start = len(tokens)
-        done(text_bytes - before)
+    tokens = array(encoder.typecode)
+    # Of each batch, of its pieces: tokens, whether the document ends; of the documents that begin: what a Part has.
+    numbers, flags, hashes = (np.zeros(0, dtype=kind) for kind in (np.int64, np.bool_, np.uint64))
+    rows = [(numbers, flags, hashes, numbers, numbers)]
+    words = 0
+    for pieces, encoded in batches:
+        ids, lengths = encoder.surrounded(pieces, encoded)
+        tokens.frombytes(ids.tobytes())  # which are of the same type
+        last = np.array([piece.last for piece in pieces])
+        begin = np.array([piece.document is not None for piece in pieces])
+        counted = _of_documents(pieces, encoded)
+        prompts = np.zeros_like(lengths) if encoded.prompt_lengths is None else encoded.prompt_lengths
+        rows.append((lengths, last, counted.keys[begin], prompts[begin], counted.text_lengths[begin]))
+        words += int(counted.words[begin].sum())
+        done(int(rows[-1][-1].sum()))
+    piece_lengths, ended, keys, prompt_lengths, text_lengths = map(np.concatenate, zip(*rows, strict=True))
     return Part(
-        tokens=np.frombuffer(tokens, dtype=dtype),
-        lengths=np.frombuffer(lengths, dtype=np.int64),
-        keys=np.frombuffer(keys, dtype=np.uint64),
-        prompt_lengths=np.frombuffer(prompts, dtype=np.uint32),
-        text_lengths=np.frombuffer(text_lengths, dtype=np.int64),
-        counts=np.array([text_bytes, words], dtype=np.int64),
+        tokens=np.frombuffer(tokens, dtype=f"u{tokens.itemsize}"),
+        lengths=np.diff(np.cumsum(piece_lengths)[ended], prepend=0),
+        keys=keys,
+        prompt_lengths=prompt_lengths.astype(np.uint32),
+        text_lengths=text_lengths,
+        counts=np.array([text_lengths.sum(), words], dtype=np.int64),
     )
+
+
+def _of_documents(pieces: list[Piece], encoded: Encoded) -> Encoded:
+    """What was counted of the pieces, for a document's first one that of the document."""
+    if all(piece.last and piece.document for piece in pieces):
+        return encoded
+    keys, words, text_lengths = encoded.keys.copy(), encoded.words.copy(), encoded.text_lengths.copy()
+    for number, piece in enumerate(pieces):
+        if piece.document and not piece.last:
+            data = piece.document.text.encode()
+            keys[number], text_lengths[number] = key_of(data), len(data)
+            words[number] = count_words(piece.document.text)
+    return encoded._replace(keys=keys, words=words, text_lengths=text_lengths)

@@ -4,10 +4,9 @@ A text is cut before white space, where the tokenizer's own rules end a word, so
 one after another. For which tokenizers and texts that holds is decided by what they are made of, never by trying.
 """
 
+import itertools
 import json
-import re
-from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,19 +15,20 @@ from tokenizers import Tokenizer
 MOST_WORDS = 200_000
 """As many are remembered, some 20 MB; then it begins anew."""
 LONGEST_WORD = 32
-"""Characters. Texts of longer words on average, such as Chinese, have few of them twice."""
+"""Bytes. Texts of longer words on average, such as Chinese, have few of them twice."""
 
 # GPT-2's words (Radford et al. 2019), as tokenizers' ByteLevel has them: a space begins the word after it.
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # A word goes with the white space before it; other white space than this would go with some of these, too.
 _SPACE = b" \t\n\r"
-_OTHER_SPACE = re.compile(r"[^\S \t\n\r]")
+_OTHER_SPACE = [chr(code) for code in range(0x3001) if chr(code).isspace() and chr(code).encode() not in _SPACE]
 _IS_SPACE = np.isin(np.arange(256), list(_SPACE))
 _MULTIPLIER = 0x9E3779B97F4A7C15  # odd, so that it has an inverse
 
 IntArray: TypeAlias = npt.NDArray[np.int64]
 HashArray: TypeAlias = npt.NDArray[np.uint64]
 ByteArray: TypeAlias = npt.NDArray[np.uint8]
+BoolArray: TypeAlias = npt.NDArray[np.bool_]
 TokenArray: TypeAlias = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
 
@@ -64,6 +64,19 @@ def _splits_at_spaces(splitter: dict[str, Any]) -> bool:
     return bool(splitter["type"] == "BertPreTokenizer")
 
 
+class Seen(NamedTuple):
+    """The texts of a batch that were cut into words."""
+
+    cut: BoolArray
+    """[texts of the batch]: which these are."""
+    tokens: TokenArray
+    """Of the texts that were cut, one after another."""
+    lengths: IntArray
+    """[texts that were cut]: tokens of each."""
+    words: IntArray
+    """[texts that were cut]: between white space."""
+
+
 class SeenWords:
     """The token ids of the words of a tokenizer that cuts at spaces.
 
@@ -85,29 +98,37 @@ class SeenWords:
         """[at most words], sorted, with the number of the word that has it in `_with_hash`."""
         self._with_hash = np.zeros(0, dtype=np.int64)
 
-    def encode(self, texts: Sequence[str]) -> list[TokenArray | None]:
-        """The token ids of each text; None where it cannot be cut, or has few words for its length."""
-        found: list[TokenArray | None] = [None] * len(texts)
-        cut = [number for number, text in enumerate(texts) if _is_cut(text)]
-        if not cut:
-            return found
+    def encode(self, texts: list[bytes]) -> "Seen | None":
+        """The token ids of the texts that can be cut into words and have many for their length; None: there are none.
+
+        The texts are UTF-8.
+        """
+        cut = _without_other_space(texts)
+        if cut.any():
+            found = texts if cut.all() else list(itertools.compress(texts, cut))
+            data, starts, firsts = _cut(found)
+            words = np.diff(firsts, append=len(starts))
+            many = np.fromiter(map(len, found), dtype=np.int64, count=len(found)) <= LONGEST_WORD * words
+            if not many.all():
+                cut[np.flatnonzero(cut)[~many]] = False
+                if not many.any():
+                    return None
+                data, starts, firsts = _cut(list(itertools.compress(texts, cut)))
+            return self._encode(cut, data, starts, firsts)
+        return None
+
+    def _encode(self, cut: BoolArray, data: ByteArray, starts: IntArray, firsts: IntArray) -> "Seen":
         if len(self._spelled) > MOST_WORDS:
             self._forget()
-        encoded = [texts[number].encode() for number in cut]
-        data = np.frombuffer(b"".join(encoded), dtype=np.uint8)
-        texts_at = np.cumsum([0, *map(len, encoded)])[:-1]
-        space = _IS_SPACE[data]
-        begins = space.copy()
-        begins[1:] &= ~space[:-1]
-        begins[texts_at] = True
-        words = np.flatnonzero(begins)
-        found_words = self._look_up(data, words)  # which may replace what is known
-        starts, lengths = self._tokens[found_words].T
-        ids = self._ids[_ranges(starts, lengths)]
-        places = np.concatenate([[0], np.cumsum(lengths)])[[*np.searchsorted(words, texts_at), len(words)]].tolist()
-        for number, start, end in zip(cut, places, places[1:], strict=False):
-            found[number] = ids[start:end]
-        return found
+        words = self._look_up(data, starts)  # which may replace what is known
+        places, lengths = self._tokens[words].T
+        last = np.append(starts[firsts[1:]], len(data)) - 1
+        return Seen(
+            cut=cut,
+            tokens=self._ids[ranges(places, lengths)],
+            lengths=np.add.reduceat(lengths, firsts),
+            words=np.diff(firsts, append=len(starts)) - _IS_SPACE[data[last]],
+        )
 
     def _look_up(self, data: ByteArray, starts: IntArray) -> IntArray:
         """The number of each word of a text; one that was not known is tokenised, and known from now on."""
@@ -120,10 +141,8 @@ class SeenWords:
             words = self._with_hash[places]
             known = (self._hashes[places] == hashes) & (self._spelled[words, 1] == lengths)
             candidates = np.flatnonzero(known)
-            here, there = (
-                values[_ranges(begin[candidates], lengths[candidates])]
-                for values, begin in ((data, starts), (self._spelling, self._spelled[words, 0]))
-            )
+            here = data if known.all() else data[np.repeat(known, lengths)]
+            there = self._spelling[ranges(self._spelled[words[candidates], 0], lengths[candidates])]
             ends = np.cumsum(lengths[candidates])
             wrong = np.searchsorted(ends, np.flatnonzero(here != there), side="right")
             known[candidates[wrong]] = False
@@ -164,13 +183,34 @@ class SeenWords:
         return np.asarray((sums[ends] - sums[starts]) * self._inverses[starts], dtype=np.uint64)
 
 
-def _is_cut(text: str) -> bool:
-    """Whether a text can be cut into words, and has many for its length."""
-    few = len(text) > LONGEST_WORD * (text.count(" ") + text.count("\n") + 1)
-    return bool(text) and not few and _OTHER_SPACE.search(text) is None
+def _without_other_space(texts: list[bytes]) -> BoolArray:
+    """Which texts are not empty and have no white space but that which words go with."""
+    if all(texts) and not _other_space(b"".join(texts)):
+        return np.ones(len(texts), dtype=np.bool_)
+    return np.array([bool(text) and not _other_space(text) for text in texts], dtype=np.bool_)
 
 
-def _ranges(starts: IntArray, lengths: IntArray) -> IntArray:
+def _other_space(text: bytes) -> bool:
+    characters = text.decode()  # in which a character is found faster than its bytes
+    return any(each in characters for each in _OTHER_SPACE)
+
+
+def _cut(texts: list[bytes]) -> tuple[ByteArray, IntArray, IntArray]:
+    """All texts as one, where each of its words starts, and which word is the first of each text.
+
+    The white space at the end of a text is a word of its own.
+    """
+    data = np.frombuffer(b"".join(texts), dtype=np.uint8)
+    texts_at = np.cumsum([0, *map(len, texts)])[:-1]
+    space = _IS_SPACE[data]
+    begins = space.copy()
+    begins[1:] &= ~space[:-1]
+    begins[texts_at] = True
+    starts = np.flatnonzero(begins)
+    return data, starts, np.searchsorted(starts, texts_at)
+
+
+def ranges(starts: IntArray, lengths: IntArray) -> IntArray:
     """The places of ranges, one after another: starts[0], starts[0] + 1, ..., starts[1], ..."""
     before = np.cumsum(lengths) - lengths
     return np.repeat(starts - before, lengths) + np.arange(int(lengths.sum()))

@@ -21,7 +21,7 @@ from hfpretrain.data.blocks import Block, Blocks, IntArray, Stream
 from hfpretrain.data.encoding import Encoder
 from hfpretrain.data.order import derived, permuted
 from hfpretrain.data.parts import Part as Encoded
-from hfpretrain.data.parts import batched, gathered, in_turn
+from hfpretrain.data.parts import batched, gathered
 from hfpretrain.data.row_stream import ROWS, State
 from hfpretrain.data.sources import Document, OpenSource
 from hfpretrain.data.tokens import TokenStore
@@ -187,8 +187,8 @@ class StreamedPart:
                 mark = at
                 continue
             documents, read, state = batch
-            pieces = (piece for document in documents for piece in self.encoder.pieces(document))
-            encoded = in_turn(self.encoder.encodings, batched(pieces))
+            pieces = self.encoder.pieces(documents)
+            encoded = ((batch, self.encoder.encode(batch)) for batch in batched(pieces))
             found.append(gathered(self.encoder, encoded))
             tokens += len(found[-1].tokens)
             behind = at.documents + len(found[-1].keys)

@@ -207,7 +207,7 @@ class _Encoding:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, masked: bool, begins: bool) -> None:
         self.tokenizer, self.encoder = tokenizer, Encoder(tokenizer, None)
-        if self.encoder.backend is None:  # written in Python: it says so only with a text
+        if self.encoder.texts is None:  # written in Python: it says so only with a text
             whole, inner = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
             at = next((at for at in range(len(whole)) if whole[at : at + len(inner)] == inner), 0)
             self.before, self.after = whole[:at], whole[at + len(inner) :]
@@ -219,9 +219,9 @@ class _Encoding:
                 self.before = [tokenizer.bos_token_id]
 
     def __call__(self, text: str) -> Sentence:
-        if self.encoder.backend is None:
+        if self.encoder.texts is None:
             own = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
         else:
-            own = self.encoder.encodings([Piece(text, None, last=True)])[0]
+            own = self.encoder.encode([Piece(text, None, last=True)]).tokens
         ids = (*self.before, *map(int, own), *self.after)
         return Sentence(ids, range(len(self.before), len(ids) - len(self.after)))
