@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from hfpretrain.cli_about import env, recipes, schema
+from hfpretrain.cli_check import check
 from hfpretrain.cli_data import print_sources
 from hfpretrain.cli_evaluate import evaluate
 from hfpretrain.cli_experiments import find_lr, sweep
@@ -102,26 +103,7 @@ def train(
         print_run(run, loaded.objective)
 
 
-@app.command()
-def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
-    """Validate and plan without training: model, data, time, sample rows, start-up proofs.
-
-    \b
-    Examples:
-      hfpretrain check my.yaml
-      hfpretrain check my.yaml model.size=15M train.batch_size=128
-    """
-    from hfpretrain.recipe import load
-
-    loaded = load(recipe, overrides or [])
-    prepare_environment()
-    from rich.console import Console
-
-    from hfpretrain.check import check
-
-    Console(highlight=False).print(check(loaded), soft_wrap=True)
-
-
+app.command()(check)
 app.command()(init)
 app.command("find-lr")(find_lr)
 app.command()(sweep)

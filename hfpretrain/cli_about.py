@@ -14,20 +14,21 @@ def recipes(
         typer.Argument(help="Write a copy of this one to edit.", show_default=False, autocompletion=complete_shipped),
     ] = None,
 ) -> None:
-    """List the shipped recipes; with a name, write a copy into this folder.
+    """List the shipped recipes and job scripts; with a name, write a copy into this folder.
 
     \b
     Examples:
       hfpretrain recipes
       hfpretrain recipes quickstart-mlm
+      hfpretrain recipes slurm
     """
-    from hfpretrain.shipped import copy_recipe, shipped_recipes
+    from hfpretrain.shipped import SCRIPTS, copy_recipe, shipped_recipes
 
     if name is not None:
         for target in copy_recipe(name):
             typer.echo(str(target))
         return
-    found = shipped_recipes()
+    found = shipped_recipes() | SCRIPTS
     width = max(map(len, found))
     for stem, summary in found.items():
         typer.echo(f"{stem:<{width}}  {summary}")

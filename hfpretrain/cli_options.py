@@ -56,10 +56,10 @@ def _is_run(path: Path) -> bool:
 
 
 def complete_shipped(incomplete: str) -> list[tuple[str, str]]:
-    """The shipped recipes, with what they are."""
-    from hfpretrain.shipped import shipped_recipes
+    """The shipped recipes and job scripts, with what they are."""
+    from hfpretrain.shipped import SCRIPTS, shipped_recipes
 
-    return [(name, what) for name, what in shipped_recipes().items() if name.startswith(incomplete)]
+    return [(name, what) for name, what in (shipped_recipes() | SCRIPTS).items() if name.startswith(incomplete)]
 
 
 def complete_override(incomplete: str) -> list[str]:

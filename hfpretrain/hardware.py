@@ -4,7 +4,6 @@ import ctypes
 import importlib.metadata
 import os
 import platform
-import re
 import resource
 import sys
 import time
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+
+from hfpretrain.chips import chip_of
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -63,33 +64,13 @@ def keep_freed_memory(keep: bool = True) -> bool:
     return bool(libc.mallopt(_M_MMAP_THRESHOLD, large) and libc.mallopt(_M_TRIM_THRESHOLD, large))
 
 
-CHIPS = {
-    # Dense matrix products per second with fp32 sums, from the makers' data sheets: (bf16, TF32, fp32), in 1e12.
-    "B200": (2250, 1125, 75),
-    "H200": (989, 495, 67),
-    "H100 PCIe": (756, 378, 51),
-    "H100 NVL": (835, 417, 60),
-    "H100": (989, 495, 67),
-    "A100": (312, 156, 19.5),
-    "L40S": (362, 183, 91.6),
-    "L40": (181, 90.5, 90.5),
-    "L4": (121, 60, 30.3),
-    "A10G": (70, 35, 35),
-    "A10": (125, 62.5, 31.2),
-    "RTX 4090": (165, 82.6, 82.6),
-    "RTX 3090": (71, 35.6, 35.6),
-}
-"""The first name that is part of the device's counts."""
-
-
 def matrix_rate(device: torch.device, precision: Precision) -> float:
     """Floating point operations per second of matrix products: of a known chip by its data sheet, else measured."""
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        for chip, (half, tf32, single) in CHIPS.items():
-            if re.search(rf"\b{chip}\b", name):
-                exact = torch.get_float32_matmul_precision() == "highest"
-                return 1e12 * (half if precision != "fp32" else single if exact else tf32)
+        chip = chip_of(torch.cuda.get_device_name(device))
+        if chip is not None:
+            exact = torch.get_float32_matmul_precision() == "highest"
+            return 1e12 * (chip.bf16 if precision != "fp32" else chip.fp32 if exact else chip.tf32)
     return measured_matrix_rate(device, precision)
 
 

@@ -1,10 +1,13 @@
-"""The recipes that come with hfpretrain: what there is, and a copy to edit."""
+"""The recipes and job scripts that come with hfpretrain: what there is, and a copy to edit."""
 
 import re
 import shutil
 from pathlib import Path
 
 from hfpretrain.errors import RecipeError, UserError, nearest
+
+SCRIPTS = {"slurm": "Job scripts for SLURM: train.sh trains on any number of nodes, data.sh prepares the data."}
+"""Folders beside the recipes, by name, and what is in them."""
 
 
 def shipped_recipes() -> dict[str, str]:
@@ -13,17 +16,24 @@ def shipped_recipes() -> dict[str, str]:
 
 
 def copy_recipe(name: str) -> list[Path]:
-    """Copies a shipped recipe, and the data that it names, into the working directory; returns what was written."""
+    """Copies a shipped recipe, and the data that it names, into the working directory; returns what was written.
+
+    Of a name of SCRIPTS it is the folder of that name.
+    """
     name = name.removesuffix(".yaml")
-    if name not in shipped_recipes():
-        close = nearest(name, shipped_recipes())
+    known = shipped_recipes() | SCRIPTS
+    if name not in known:
+        close = nearest(name, known)
         hint = f"did you mean {close}?" if close else "hfpretrain recipes lists them"
         raise RecipeError(f"no shipped recipe is called {name}", hint=hint)
     folder = _folder()
-    recipe = folder / f"{name}.yaml"
-    text = recipe.read_text(encoding="utf-8")
-    data = [path for path in folder.glob("*.jsonl") if f"recipes/{path.name}" in text]
-    copies = {recipe: Path(recipe.name), **{path: Path("recipes", path.name) for path in data}}
+    if name in SCRIPTS:
+        copies = {path: Path(name, path.name) for path in sorted((folder / name).glob("*.sh"))}
+    else:
+        recipe = folder / f"{name}.yaml"
+        text = recipe.read_text(encoding="utf-8")
+        data = [path for path in folder.glob("*.jsonl") if f"recipes/{path.name}" in text]
+        copies = {recipe: Path(recipe.name), **{path: Path("recipes", path.name) for path in data}}
     for target in copies.values():
         if target.exists():
             raise UserError(f"{target} is there already", hint="remove it or go to another folder")

@@ -1,10 +1,13 @@
 """What check says of the data: rows as the model sees them, lengths, shares, and what usually goes wrong."""
 
 import dataclasses
+import gc
 import json
 import re
 import sys
+import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,6 +77,18 @@ def test_the_whole_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd:
     assert re.sub(r"\x1b\[[0-9;]*m", "", coloured).split("The first rows")[1] == plain.split("The first rows")[1]
     without = printed(tmp_path, monkeypatch, capfd, recipe, FORCE_COLOR="1", NO_COLOR="1")
     assert not re.search(r"\x1b\[[0-9;]*3[0-9]m", without)
+
+
+def test_counting_what_a_pass_keeps_keeps_nothing(tmp_path: Path) -> None:
+    """Otherwise the peak of memory that check shows has the activations twice."""
+    settings = f"model={{architecture: llama, config: {LLAMA}}}"
+    session = session_of(tmp_path, tiny_recipe(tmp_path, "clm", settings))
+    seen: list[Any] = []
+    model: Any = session.model
+    model.get_input_embeddings().register_forward_hook(lambda *each: seen.append(weakref.ref(each[-1])))
+    assert estimate._saved_bytes(session) > 0
+    gc.collect()
+    assert [each() for each in seen] == [None]
 
 
 def test_rows_of_pairs_and_of_turned_documents(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import typer
 from test_house import HEAVY
 
 from hfpretrain.cli import app
-from hfpretrain.shipped import shipped_recipes
+from hfpretrain.shipped import SCRIPTS, shipped_recipes
 
 _GROUP: Any = typer.main.get_command(app)
 COMMANDS: dict[str, Any] = _GROUP.commands
@@ -103,7 +103,7 @@ def test_commands_recipes_runs_and_keys_are_completed(tmp_path: Path) -> None:
     ]
     described = " ".join(complete("hfpretrain recipes quickstart-m", tmp_path, "fish"))
     assert described.startswith("quickstart-mlm\tA small ModernBERT")
-    assert set(complete("hfpretrain recipes ", tmp_path)) == set(shipped_recipes())
+    assert set(complete("hfpretrain recipes ", tmp_path)) == {*shipped_recipes(), *SCRIPTS}
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

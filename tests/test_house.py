@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "hfpretrain"
@@ -16,7 +17,7 @@ FLOORS = [
     ["hardware", "hub", "metrics", "run", "shipped"],
     ["data"],
     ["modeling"],
-    ["inference"],
+    ["inference", "scaling"],
     ["evaluation", "export", "preparation", "publish"],
     ["report"],
     ["training"],
@@ -38,6 +39,7 @@ PARTS = {
     "model_files": "hub",
     "card": "publish",
     "cli_about": "cli",
+    "cli_check": "cli",
     "cli_data": "cli",
     "cli_evaluate": "cli",
     "cli_experiments": "cli",
@@ -49,6 +51,8 @@ PARTS = {
     "cli_runs": "cli",
     "cli_ui": "cli",
     "check_data": "check",
+    "check_gpus": "check",
+    "chips": "hardware",
     "export_check": "export",
     "export_gguf": "export",
     "export_onnx": "export",
@@ -132,3 +136,13 @@ def test_help_imports_nothing_heavy() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert not HEAVY & set(out.split())
+
+
+def test_what_is_installed_is_all_there_is() -> None:
+    """An installation in place has everything; one from a wheel has what pyproject.toml names."""
+    settings = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    inside = {f"hfpretrain.{path.parent.name}" for path in PACKAGE.glob("*/__init__.py")}
+    assert set(settings["packages"]) == {"hfpretrain", "hfpretrain.recipes", *inside}
+    recipes = PACKAGE.parent / "recipes"
+    shipped = {path for pattern in settings["package-data"]["hfpretrain.recipes"] for path in recipes.glob(pattern)}
+    assert {path for path in recipes.rglob("*.*") if path.is_file()} - shipped == {recipes / "quickstart.sh"}

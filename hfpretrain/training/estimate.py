@@ -54,7 +54,7 @@ def _saved_bytes(session: Session) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in known:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # with its graph, it would keep itself, and all of this, for ever
 
     batch = session.collator(session.batches.largest_rows(session.micro_batch_size))
     batch = {name: tensor.to(session.accelerator.device) for name, tensor in batch.items()}
