@@ -50,6 +50,7 @@ Results go to stdout, everything else to stderr; `--json` prints results for a s
 |---|---|
 | `HFPRETRAIN_MODEL` | the model of `fill` and `generate` where none is named |
 | `HFPRETRAIN_CACHE` | the folder of prepared data; otherwise `~/.cache/hfpretrain` |
+| `HFPRETRAIN_PATIENCE` | seconds for which a process that trains waits for the others of its run; otherwise 1800 |
 | `HF_TOKEN`, `HF_HOME`, `HF_HUB_OFFLINE` | the Hub: who you are, its cache, and whether to ask it at all |
 | `NO_COLOR` | no colours |
 """

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import signal
 import sys
 from itertools import chain
@@ -25,13 +24,14 @@ from hfpretrain.cli_options import (
     Overrides,
     RecipeFile,
     RunFolder,
-    complete_run,
 )
 from hfpretrain.cli_report import report
-from hfpretrain.cli_runs import list_runs, print_run
+from hfpretrain.cli_runs import list_runs
+from hfpretrain.cli_train import train
 from hfpretrain.cli_ui import ui
-from hfpretrain.errors import HFPretrainError, UserError
-from hfpretrain.process import CurrentStderr, follow_launcher, leave, prepare_environment
+from hfpretrain.errors import HFPretrainError
+from hfpretrain.failures import report as report_failure
+from hfpretrain.process import CurrentStderr, leave, prepare_environment
 from hfpretrain.secrets import without_secrets
 from hfpretrain.training.signals import StopNow, stop_on_signals
 
@@ -49,58 +49,7 @@ app = typer.Typer(
 )
 
 
-@app.command()
-def train(
-    recipe: RecipeFile,
-    overrides: Overrides = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on where the run stopped; start it if there is none.")
-    ] = False,
-    allow_changes: Annotated[
-        bool, typer.Option("--allow-changes", help="Resume even if recipe or data changed in what is learnt.")
-    ] = False,
-    from_run: Annotated[
-        str | None,
-        typer.Option(
-            metavar="RUN",
-            help="Start from the weights of this run, or checkpoint.",
-            show_default=False,
-            autocompletion=complete_run,
-        ),
-    ] = None,
-    with_optimizer: Annotated[
-        bool, typer.Option("--with-optimizer", help="With --from-run: and from its optimizer's state.")
-    ] = False,
-) -> None:
-    """Train what the recipe says.
-
-    \b
-    Examples:
-      hfpretrain train my.yaml
-      hfpretrain train my.yaml --resume
-      hfpretrain train my.yaml train.duration="100 steps" output_dir=runs/try
-      hfpretrain train my.yaml 'data.sources=[{files: my.txt}]' optimizer.lr=3e-4
-      hfpretrain train my.yaml --from-run runs/first name=second
-    """
-    from hfpretrain.recipe import load
-
-    with stop_on_signals():  # from here on: importing the libraries takes seconds
-        follow_launcher()
-        prepare_environment()
-        again = resume or allow_changes
-        if from_run is None:
-            if with_optimizer:
-                raise UserError("--with-optimizer goes with --from-run", hint="name the run whose state is meant")
-            loaded = load(recipe, overrides or [])
-        else:
-            from hfpretrain.training.lineage import load_from_run
-
-            loaded = load_from_run(recipe, overrides or [], from_run, with_optimizer=with_optimizer, resume=again)
-        from hfpretrain.training.loop import train
-
-        run = train(loaded, resume=again, allow_changes=allow_changes)
-    if int(os.environ.get("RANK", "0")) == 0:
-        print_run(run, loaded.objective)
+app.command()(train)
 
 
 app.command()(check)
@@ -298,6 +247,13 @@ app.command()(schema)
 app.command()(env)
 
 
+def fail(sentence: str, exit_status: int) -> NoReturn:
+    """Ends the process with the sentence, which only one of several processes says."""
+    if report_failure(sentence, exit_status):
+        typer.echo(f"error: {without_secrets(sentence)}", err=True)
+    leave(exit_status)
+
+
 def main() -> NoReturn:
     """The entry point: our errors as a sentence and their exit status, nothing else."""
     said = logging.getLogger("hfpretrain")
@@ -307,11 +263,12 @@ def main() -> NoReturn:
     try:
         app()
     except HFPretrainError as error:
-        typer.echo(f"error: {without_secrets(str(error))}", err=True)
-        leave(error.exit_status)
+        fail(str(error), error.exit_status)
     except StopNow as stop:
-        typer.echo(f"error: {stop}", err=True)
-        leave(128 + stop.signal)
+        fail(str(stop), 128 + stop.signal)
+    except Exception as error:  # Python shows where; a launcher shows why
+        report_failure(f"{type(error).__name__}: {error}", 1)
+        raise
     except KeyboardInterrupt:
         typer.echo("stopped", err=True)
         leave(130)

@@ -68,6 +68,20 @@ class Stopped(HFPretrainError):
         self.exit_status = 128 + signal
 
 
+class LostProcess(HFPretrainError):
+    """Another process of the run has ended, or hangs, so that this one cannot go on.
+
+    Exit status: that of the other one, where it has said why it ended. `unexplained` is true where it has not.
+    """
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, exit_status: int = 1, unexplained: bool = False
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.exit_status = exit_status
+        self.unexplained = unexplained
+
+
 def nearest(word: str, known: Iterable[str], *, count: int = 1) -> str | None:
     """The known words most like `word`, joined by commas, or None if nothing is near."""
     found = difflib.get_close_matches(word, list(known), n=count, cutoff=0.6)

@@ -5,6 +5,8 @@ import logging
 import os
 import signal
 import sys
+import warnings
+from pathlib import Path
 from typing import NoReturn
 
 from hfpretrain.secrets import without_secrets
@@ -27,6 +29,8 @@ def prepare_environment(*, their_bars: bool = False) -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    # Of DDP, about a setting that Accelerate passes on under its old name.
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its warnings show signed addresses
     if not (their_bars and sys.stderr.isatty()):
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -36,6 +40,20 @@ def prepare_environment(*, their_bars: bool = False) -> None:
 def launched() -> bool:
     """Whether torchrun or `accelerate launch` started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
+
+
+def started_alone() -> bool:
+    """Whether `accelerate launch` was asked for several processes and, as it does on a CPU, has started this one only.
+
+    It sets where they would meet, and neither their number nor this one's.
+    """
+    return "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ and "RANK" not in os.environ
+
+
+def accelerate_configuration() -> Path | None:
+    """The file that `accelerate config` has written, if there is one."""
+    folder = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser() / "accelerate"
+    return next((file for file in sorted(folder.glob("default_config.*")) if file.is_file()), None)
 
 
 def follow_launcher() -> None:

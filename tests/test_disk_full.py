@@ -391,8 +391,7 @@ def test_the_command_says_it_and_no_process_waits(whole: Run, tmp_path: Path) ->
     )
     assert done.returncode == 1, done.stderr
     said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(said) == 2
-    assert len(set(said)) == 1
+    assert len(said) == 1
     assert "step-00000012 could not be written" in said[0]
     assert NEEDED.search(said[0])
     assert list_of(run) == ["step-00000004", "step-00000008"]

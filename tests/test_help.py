@@ -89,7 +89,7 @@ def test_commands_recipes_runs_and_keys_are_completed(tmp_path: Path) -> None:
         if name != "broken":
             (tmp_path / "runs" / name / "recipe.yaml").touch()
     assert complete("hfpretrain tra", tmp_path) == ["train"]
-    assert complete("hfpretrain train --res", tmp_path) == ["--resume"]
+    assert complete("hfpretrain train --resu", tmp_path) == ["--resume"]
     assert complete("hfpretrain train ", tmp_path) == ["my.yaml", "recipes/", "runs/"]
     assert complete("hfpretrain train ~nobody-of-that-name/", tmp_path) == [""]
     assert complete("hfpretrain check rec", tmp_path) == ["recipes/one.yaml", "recipes/two.yaml"]

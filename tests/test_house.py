@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "hfpretrain"
 # Lower floors first. A module imports from lower floors, and from its own where one line names several packages' parts.
 FLOORS = [
     ["errors", "files", "secrets"],
-    ["process"],
+    ["failures", "process"],
     ["recipe"],
     ["terminal"],
     ["hardware", "hub", "metrics", "run", "shipped"],
@@ -21,7 +21,7 @@ FLOORS = [
     ["evaluation", "export", "preparation", "publish"],
     ["report"],
     ["training"],
-    ["check", "init", "sweep", "ui", "verify"],
+    ["check", "init", "launching", "sweep", "ui", "verify"],
     ["__init__"],
     ["cli"],
     ["__main__"],
@@ -49,6 +49,7 @@ PARTS = {
     "cli_options": "cli",
     "cli_report": "cli",
     "cli_runs": "cli",
+    "cli_train": "cli",
     "cli_ui": "cli",
     "check_data": "check",
     "check_gpus": "check",
@@ -61,6 +62,7 @@ LIGHT = [
     "cli",
     "recipe",
     "errors",
+    "failures",
     "process",
     "secrets",
     "__init__",

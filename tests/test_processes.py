@@ -1,31 +1,42 @@
 """Two processes learn what one learns, evaluate what there is even if it is less than one block for each, and go on
-from the same checkpoint even if one of them cannot read it."""
+from the same checkpoint even if one of them cannot read it. Where one fails the other one ends, for the same reason."""
 
 import os
 import re
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from accelerate import Accelerator
+from several import (
+    ENDLESS,
+    HERE,
+    TIME_IS_OVER,
+    dies,
+    errors,
+    model_hash,
+    processes_of,
+    recipe_file,
+    started,
+    trained,
+    wait_for_steps,
+)
 from tiny import LLAMA, metrics, tiny_recipe, tiny_run
 
+from hfpretrain.errors import TrainingError
 from hfpretrain.recipe import dump
 from hfpretrain.run import Run
+from hfpretrain.training.signals import stop_on_signals
+from hfpretrain.training.together import together
 
 
 def in_two_processes(recipe: Path, *options: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    torchrun = ["torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
-    return subprocess.run(
-        [sys.executable, "-m", *torchrun, "-m", "hfpretrain", "train", str(recipe), *options],
-        cwd=recipe.parent,
-        env=os.environ | {"GLOO_SOCKET_IFNAME": "lo"} | environment,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+    return trained(recipe, *options, by="", **environment)
 
 
 @pytest.mark.parametrize("objective", ["clm", "mlm"])
@@ -71,11 +82,12 @@ def test_a_growing_batch_is_cut_for_two_processes_as_well(tmp_path: Path) -> Non
 ALONE = """
 import sys
 from datetime import timedelta
-from hfpretrain.recipe import load
 from hfpretrain.training import session
 assert session.PATIENCE >= timedelta(hours=1)
 session.PATIENCE = timedelta(seconds=1)
-session.open_accelerator(load(sys.argv[1]))
+from hfpretrain import cli
+sys.argv = ["hfpretrain", "train", sys.argv[1]]
+cli.main()
 """
 
 
@@ -92,7 +104,10 @@ def test_processes_wait_long_for_each_other(tmp_path: Path) -> None:
         timeout=200,
         check=False,
     )
-    assert re.search(r"Timed out after \d seconds waiting", done.stderr.splitlines()[-1]), done.stderr
+    assert done.returncode == 1
+    (said,) = errors(done.stderr)
+    assert re.search(r"the processes of this run do not find each other: Timed out after \d seconds waiting", said)
+    assert "Traceback" not in done.stderr
 
 
 @pytest.fixture
@@ -130,11 +145,137 @@ if os.environ.get("RANK") == "1":
 
 
 def test_what_the_first_one_refuses_all_refuse(tmp_path: Path, stopped: tuple[Run, Run]) -> None:
-    """In the same sentence: none waits for the others, or begins by itself."""
+    """In one sentence: none waits for the others, or begins by itself."""
     for path in stopped[1].checkpoints.iterdir():
         (path / "optimizer.bin").write_bytes(b"")
     done = in_two_processes(tmp_path / "two.yaml", "--resume")
-    said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(said) == 2, done.stderr[-3000:]
-    assert len(set(said)) == 1
-    assert "step-00000010 is damaged (optimizer.bin is not what was saved), step-00000005" in said[0]
+    (said,) = errors(done.stderr)
+    assert "step-00000010 is damaged (optimizer.bin is not what was saved), step-00000005" in said
+
+
+def test_what_one_cannot_read_ends_all(tmp_path: Path) -> None:
+    """A file of a stream, on the second process alone; the first one says nothing of its own."""
+    settings = ["data.sources.0.streaming=true", "data.validation=0%", "tokenizer={algorithm: byte}"]
+    hook = tmp_path / "hook.py"
+    hook.write_text("""
+import errno, os, sys
+def fails(event, arguments):
+    if event == "open" and str(arguments[0]).endswith("corpus.jsonl"):
+        raise OSError(errno.EIO, "Input/output error", str(arguments[0]))
+if os.environ.get("RANK") == "1":
+    sys.addaudithook(fails)
+""")
+    done = trained(recipe_file(tmp_path, "two", *settings), HFPRETRAIN_TEST_HOOK=str(hook))
+    assert done.returncode == 2, done.stderr[-3000:]
+    (said,) = errors(done.stderr)
+    assert "corpus.jsonl" in said
+    assert "Input/output error" in said
+    assert "Traceback" not in done.stderr
+
+
+def test_one_that_hangs_is_not_waited_for_forever(tmp_path: Path) -> None:
+    """Without a launcher, as on a cluster that starts each process itself; 3 seconds here, half an hour by default."""
+    file = recipe_file(tmp_path, "two", *ENDLESS)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = HERE | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "HFPRETRAIN_PATIENCE": "3"}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-m", "hfpretrain", "train", str(file)],
+            env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    first, second = both
+    try:
+        wait_for_steps(first, tmp_path / "runs" / "two")
+        second.send_signal(signal.SIGSTOP)
+        _, said = first.communicate(timeout=60)
+    finally:
+        second.kill()
+        second.communicate()
+    assert first.returncode == 1
+    assert errors(said) == ["error: process 1 of this run has not answered for 3 s: it hangs, or cannot be reached"]
+    assert "--resume goes on from the last checkpoint" in said
+    assert "Traceback" not in said
+
+
+def test_patience_is_a_number_of_seconds(tmp_path: Path) -> None:
+    done = trained(recipe_file(tmp_path, "two"), HFPRETRAIN_PATIENCE="long")
+    assert done.returncode == 2
+    assert errors(done.stderr) == ["error: HFPRETRAIN_PATIENCE: 'long' is no number of seconds up to 14400"]
+
+
+def test_no_more_memory_is_one_sentence() -> None:
+    """Nobody has a million billion numbers."""
+    with (
+        pytest.raises(TrainingError, match="cpu: there is no more memory") as raised,
+        stop_on_signals() as request,
+        together(Accelerator(cpu=True), request),
+    ):
+        torch.empty(10**15)
+    assert "train.micro_batch_size" in str(raised.value)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The hash of the model that two processes come to which nothing disturbs."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = in_two_processes(recipe_file(folder, "whole"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return model_hash(folder / "runs" / "whole")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_torchruns_restart_goes_on_exactly(tmp_path: Path, undisturbed: str, rank: int) -> None:
+    """One of the two is killed while it writes a checkpoint; without --resume, to the same bits."""
+    hook = tmp_path / "hook.py"
+    hook.write_text(dies(tmp_path, rank))
+    done = trained(recipe_file(tmp_path, "two"), by="--max-restarts=1", HFPRETRAIN_TEST_HOOK=str(hook))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"going on from {tmp_path}/runs/two/checkpoints/step-00000005" in done.stderr
+    assert model_hash(tmp_path / "runs" / "two") == undisturbed
+
+
+def test_torchrun_does_not_restart_what_was_to_end(tmp_path: Path) -> None:
+    """train.max_time is over: what it starts again ends at once, with the same words."""
+    hook = tmp_path / "hook.py"
+    hook.write_text(TIME_IS_OVER)
+    file = recipe_file(tmp_path, "two", *ENDLESS, "train.max_time=1 hour")
+    done = trained(file, by="--max-restarts=1", HFPRETRAIN_TEST_HOOK=str(hook))
+    assert done.returncode == 1
+    assert len(errors(done.stderr)) == 2, done.stderr[-3000:]
+    assert len(set(errors(done.stderr))) == 1
+    assert "train.max_time is over after step" in errors(done.stderr)[0]
+
+
+def test_torchrun_shows_the_reason(tmp_path: Path) -> None:
+    """Of one that is killed: its signal is the cause, and the other one ends with a sentence, not with a trace."""
+    with started(recipe_file(tmp_path, "two", *ENDLESS), by="") as process:
+        wait_for_steps(process, tmp_path / "runs" / "two")
+        os.kill(processes_of(process.pid)[1], signal.SIGKILL)
+        assert process.wait(20) == 1
+        assert process.stderr
+        said = process.stderr.read()
+    (error,) = errors(said)
+    assert "another process of this run has ended without a word" in error
+    assert "Signal 9 (SIGKILL)" in said.partition("Root Cause")[2]
+    assert "Connection closed" not in said
+
+
+def test_accelerate_starts_one_process_on_a_cpu(tmp_path: Path) -> None:
+    """However many it is asked for; then a line says so."""
+    launch = ["accelerate.commands.launch", "--cpu", "--num_processes=2", "-m", "hfpretrain", "train"]
+    done = subprocess.run(
+        [sys.executable, "-m", *launch, str(recipe_file(tmp_path, "two")), "train.duration=1"],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert Run(tmp_path / "runs" / "two").report()["processes"] == 1
+    assert done.stderr.count("`hfpretrain train --processes N` starts several") == 1

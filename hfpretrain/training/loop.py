@@ -17,6 +17,7 @@ from hfpretrain.data.mixing import exact
 from hfpretrain.data.order import derived
 from hfpretrain.data.row_stream import Interrupted
 from hfpretrain.errors import RunError, Stopped
+from hfpretrain.failures import restarted
 from hfpretrain.modeling.objective import IGNORED, MicroBatch
 from hfpretrain.recipe import Recipe
 from hfpretrain.run import Run
@@ -34,6 +35,7 @@ from hfpretrain.training.schedule import Plan, learning_rate_factor
 from hfpretrain.training.session import Session, as_launched, open_accelerator, prepare_session, utilisation
 from hfpretrain.training.sharding import gradients_kept, whole
 from hfpretrain.training.signals import SAVED, StopNow, StopRequest, stop_on_signals
+from hfpretrain.training.together import at_leisure, meeting_others, together, wait_less
 from hfpretrain.training.trackers import check_trackers
 
 log = logging.getLogger(__name__)
@@ -49,19 +51,23 @@ WAITS_FOR_DATA = 0.1
 def train(recipe: Recipe, *, resume: bool = False, allow_changes: bool = False, stop_after: int | None = None) -> Run:
     """Trains what the recipe says and returns the finished run.
 
-    With `resume` a run that was stopped goes on where it was, and a finished one is returned as it is; with
-    `allow_changes` even where the recipe or the data changed in what is learnt. After the step `stop_after` the run is
-    saved and stopped. Raises RunError where the run directory is not empty and `resume` is false, Stopped after a
-    signal, after train.max_time and after that step.
+    With `resume`, or in processes that a launcher has started anew, a run that was stopped goes on where it was, and a
+    finished one is returned as it is; with `allow_changes` even where the recipe or the data changed in what is learnt.
+    After the step `stop_after` the run is saved and stopped. Raises RunError where the run directory is not empty and
+    `resume` is false, Stopped after a signal, after train.max_time and after that step, LostProcess where another
+    process of the run has failed.
     """
     recipe = as_launched(recipe)
     run, limit = Run(Path(recipe.output_dir)), recipe.train.max_time
-    accelerator = open_accelerator(recipe)
+    with meeting_others():
+        accelerator = open_accelerator(recipe)
     try:
         with (
             stop_on_signals(after_step=stop_after, seconds=limit.value if limit else None) as request,
             ExitStack() as held,
+            together(accelerator, request),
         ):
+            resume = bool(agreed(accelerator, resume or restarted()))
             told_to_all(accelerator, lambda: check_trackers(recipe.trackers))
             start = told_to_all(
                 accelerator, lambda: find_start(run, recipe, held, resume=resume, allow_changes=allow_changes)
@@ -122,6 +128,7 @@ def run_loop(session: Session, at: Progress, checkpoint: Path | None, request: S
     origin = time.monotonic() - at.seconds
     done = plan.done(at.step, at.seconds)
     request.training_begins()
+    wait_less(accelerator)
     try:
         with Display(enabled=accelerator.is_main_process, done=done, steps=plan.steps) as display:
             if at.evaluation_due:
@@ -159,7 +166,8 @@ def run_loop(session: Session, at: Progress, checkpoint: Path | None, request: S
         judged = session.judged
         session.facts |= {"nonfinite_steps": judged.nonfinite, "loss_spikes": judged.spikes}
         session.facts |= {"overflow_steps": judged.overflows}
-        finish(session, metrics, at.step, at.seconds, at.evaluated)
+        with at_leisure(accelerator):
+            finish(session, metrics, at.step, at.seconds, at.evaluated)
     except BaseException:
         if publisher:
             publisher.abandon()
@@ -176,17 +184,18 @@ def save_now(session: Session, metrics: Metrics, publisher: Publisher | None, at
     at.data, at.micro_batch_size = session.batches.fingerprint, session.micro_batch_size
     at.marks, at.tokens = session.batches.marks(at.step), session.plan.tokens(at.step)
     at.metrics = metrics.save()  # before the checkpoint: after a power loss no line up to it is missing
-    saved = save_checkpoint(
-        session.run.checkpoints,
-        session.accelerator,
-        session.tokenizer,
-        at.as_dict(),
-        keep=session.recipe.checkpoints.keep,
-        needed=saved_bytes(session.model, session.optimizers),
-        model=session.model,
-        optimizers=session.optimizers,
-        average=session.average,
-    )
+    with at_leisure(session.accelerator):
+        saved = save_checkpoint(
+            session.run.checkpoints,
+            session.accelerator,
+            session.tokenizer,
+            at.as_dict(),
+            keep=session.recipe.checkpoints.keep,
+            needed=saved_bytes(session.model, session.optimizers),
+            model=session.model,
+            optimizers=session.optimizers,
+            average=session.average,
+        )
     if publisher and at.branch:
         publisher.offer(saved, at.branch)
     refresh_page(session, at)

@@ -19,6 +19,7 @@ from hfpretrain.card import LOCAL
 from hfpretrain.data.batches import Batches, open_batches
 from hfpretrain.errors import RecipeError
 from hfpretrain.evaluation import Evaluator, prepare_evaluator
+from hfpretrain.failures import meeting
 from hfpretrain.files import size_in_words
 from hfpretrain.hub import split_revision
 from hfpretrain.modeling.attention import DocumentMasking, prove_document_masking
@@ -257,7 +258,8 @@ def open_accelerator(recipe: Recipe) -> Accelerator:
     AcceleratorState._reset_state()  # several runs in one Python process may differ in precision
     # Without an accelerator, Accelerate joins the processes of torchrun only if told that it is to be CPU.
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    device = PartialState(cpu=processes > 1 and not torch.accelerator.is_available(), timeout=PATIENCE).device
+    on_cpu = processes > 1 and not torch.accelerator.is_available()
+    device = PartialState(cpu=on_cpu, timeout=PATIENCE, **meeting(PATIENCE)).device
     precision = hardware.choose_precision(recipe.train.precision, device)
     if precision == "fp16" and recipe.optimizer.name == "muon":
         raise RecipeError("optimizer.name: muon does not go with fp16's loss scaling", hint="set train.precision: bf16")

@@ -62,6 +62,10 @@ class StopRequest:
         if self.signal is not None:
             raise StopNow(self.signal, NOTHING_TO_SAVE)
 
+    def gives_up(self) -> None:
+        """The run has failed, and saves nothing any more: a launcher that ends the others of it is not listened to."""
+        self.signal = self.signal or signal.SIGTERM
+
     def asked(self, step: int) -> int:
         """The signal to stop by after this step, or 0."""
         return self.signal or (signal.SIGALRM if step == self.after_step else 0)

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from chaos.experiment import Disturbance, Experiment, Outcome, at_point, at_random, signalled
+from chaos.experiment import Disturbance, Experiment, Outcome, at_point, at_random, restarted, signalled
 from chaos.points import POINTS
 
 
@@ -69,6 +69,12 @@ def kills(experiment: Experiment, count: int, seed: int) -> list[Case]:
     return cases
 
 
+def restarts(experiment: Experiment, count: int) -> list[Case]:
+    """At random moments, of one process or the other."""
+    kind = "kill of one of the two, restarted by torchrun"
+    return [Case(experiment, kind, f"restart-{number}", [restarted()]) for number in range(count)]
+
+
 def signals(experiment: Experiment, count: int) -> list[Case]:
     """At random moments."""
     kinds = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -94,6 +100,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m chaos", description=__doc__)
     parser.add_argument("--kills", type=int, default=20, help="of each objective, in one process")
     parser.add_argument("--two-process-kills", type=int, default=3, help="of each objective, in two processes")
+    parser.add_argument("--restarts", type=int, default=5, help="of each objective, in two processes, by torchrun")
     parser.add_argument("--signals", type=int, default=25, help="of each objective")
     parser.add_argument("--fresh", type=int, default=3, help="undisturbed runs of each objective")
     parser.add_argument("--seed", type=int, default=0, help="what chooses the moments")
@@ -110,9 +117,9 @@ def main() -> int:
         say(f"{objective}: {alone.starting_seconds:.1f} s until it trains, {alone.training_seconds:.1f} s from there")
         rows += [row(alone, "none: fresh runs of one recipe", outcome) for outcome in alone.fresh]
         single += kills(alone, options.kills, options.seed) + signals(alone, options.signals)
-        if options.two_process_kills:
+        if options.two_process_kills or options.restarts:
             together = Experiment(folder / f"{objective}-two-processes", objective, processes=2)
-            double += kills(together, options.two_process_kills, options.seed)
+            double += kills(together, options.two_process_kills, options.seed) + restarts(together, options.restarts)
     with ThreadPoolExecutor(options.side_by_side) as threads:
         rows += threads.map(lambda case: case.run(options.seed), single)
     rows += [case.run(options.seed) for case in double]

@@ -209,6 +209,21 @@ def at_random(*, of: int = 1, rank: int | None = None) -> Disturbance:
     return disturb
 
 
+def restarted() -> Disturbance:
+    """One of two processes is killed at a random moment; torchrun starts both again, which have to finish the run."""
+
+    def disturb(experiment: Experiment, launch: Launch, choices: random.Random) -> Outcome | None:
+        training = launch(restarts=1)
+        rank = choices.randrange(2)
+        killed = random_moment(experiment, training, choices) and training.kill_one(rank)
+        status = training.wait()
+        if killed and status != 0:
+            return Outcome(f"exit status {status}", f"it was not restarted: {training.said()[-1500:]}")
+        return Outcome("killed") if killed else None
+
+    return disturb
+
+
 def signalled(number: int) -> Disturbance:
     """It gets a signal at a random moment, and has to stop by itself and without a traceback."""
 

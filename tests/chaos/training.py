@@ -10,7 +10,7 @@ import uuid
 from pathlib import Path
 
 TESTS = Path(__file__).parent.parent
-TORCHRUN = ["torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "-m"]
+TORCHRUN = ["torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
 PATIENCE_SECONDS = 180
 """After so long a process hangs. None takes a tenth of it."""
 
@@ -18,10 +18,13 @@ PATIENCE_SECONDS = 180
 class Training:
     """`python -m hfpretrain train recipe.yaml [--resume]` in `folder`, whose run directory is called run.
 
-    `point` is where it kills itself: a name of tests/chaos/points.py and a number, as in "while pruning:2".
+    `point` is where it kills itself: a name of tests/chaos/points.py and a number, as in "while pruning:2". Of two
+    processes, torchrun starts both again at most `restarts` times.
     """
 
-    def __init__(self, folder: Path, *, processes: int = 1, resume: bool = False, point: str = "") -> None:
+    def __init__(
+        self, folder: Path, *, processes: int = 1, resume: bool = False, point: str = "", restarts: int = 0
+    ) -> None:
         self.metrics, self.reached, self.log = folder / "run" / "metrics.jsonl", folder / "reached", folder / "log.txt"
         self.reached.unlink(missing_ok=True)
         self.mark = f"CHAOS_MARK={uuid.uuid4().hex}"
@@ -40,7 +43,8 @@ class Training:
             "CHAOS_REACHED": str(self.reached),
             **dict([self.mark.split("=")]),
         }
-        command = [*(TORCHRUN if processes == 2 else []), "hfpretrain", "train", "recipe.yaml"]
+        torchrun = [*TORCHRUN, f"--max-restarts={restarts}", "-m"] if processes == 2 else []
+        command = [*torchrun, "hfpretrain", "train", "recipe.yaml"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", *command, *(["--resume"] if resume else [])],
