@@ -306,12 +306,14 @@ class Checkpoints:
 
 @dataclass(frozen=True, kw_only=True)
 class Parallel:
-    """How several processes train one model. What is learnt is the same, but for rounding."""
+    """How several processes train one model. What is learnt is the same, but for rounding and, in bf16, for fsdp's
+    arithmetic."""
 
-    strategy: Literal["ddp", "fsdp"] = "ddp"
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     """ddp: each process holds the whole model. fsdp: weights, gradients and the optimizer's state are shared out among
-    the processes (FSDP2), for models that one device cannot hold. One process alone has nothing to share out."""
-    shard_within: WholeNumber | None = None
+    the processes (FSDP2), for models that one device cannot hold; in bf16 everything is computed in it. One process
+    alone has nothing to share out. auto: ddp, or what `accelerate launch` was configured for."""
+    shard_within: Annotated[int, Range(minimum=2)] | None = None
     """fsdp only: processes that hold the model together, e.g. those of one machine; groups of them are replicas (HSDP).
     Default: all processes are one group."""
     reshard_after_forward: bool = True

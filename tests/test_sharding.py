@@ -86,6 +86,56 @@ def test_masked_models_with_muon_and_an_average(tmp_path: Path) -> None:
         same(run, again, within=1e-4)
 
 
+def test_a_tied_average_and_starting_from_another_run_s_optimizer(tmp_path: Path) -> None:
+    """Tied weights are saved once, and the average's are its own. A checkpoint starts another run, shared out."""
+    tied = f"model={{architecture: gpt_neox, config: {LLAMA | {'tie_word_embeddings': True}}}}"
+    settings = [tied, "averaging.method=ema", "train.duration=6"]
+    for strategy in ("ddp", "fsdp"):
+        file = write(tmp_path, "clm", *settings, f"parallel.strategy={strategy}", name=strategy)
+        done = launched(file, 2)
+        assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (Run(tmp_path / "runs" / strategy) for strategy in ("ddp", "fsdp"))
+    for of in ("path", "averaged"):
+        whole, shared = (load_file(getattr(run, of) / "model.safetensors") for run in (one, two))
+        assert whole.keys() == shared.keys()
+        assert all(torch.allclose(tensor, shared[name], atol=1e-4) for name, tensor in whole.items())
+    assert weights(two).keys() == load_file(two.checkpoints / "step-00000005" / "model.safetensors").keys()
+    for start in (one, two):  # of whole tensors, and of shares
+        name = f"from-{start.path.name}"
+        place = start.checkpoints / "step-00000005"
+        given = [f"model={{from: {place}}}", "optimizer.from_checkpoint=true", "parallel.strategy=fsdp"]
+        recipe = tiny_recipe(tmp_path, "clm", *SETTINGS, "train.duration=2", "tokenizer={}", *given, name=name)
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(dump(recipe))
+        done = launched(file, 2)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert "with its optimizer's state" in done.stderr
+    same(*(Run(tmp_path / "runs" / f"from-{run.path.name}") for run in (one, two)), within=1e-4)
+
+
+def test_a_share_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    """The disk is full for the second process; all end, and nothing is left of the checkpoint."""
+    hook = tmp_path / "hook.py"
+    hook.write_text("""
+import errno, os, sys
+def full(event, arguments):
+    if event == "open" and "/optimizer/" in str(arguments[0]) and "step-00000010" in str(arguments[0]):
+        raise OSError(errno.ENOSPC, "No space left on device")
+if os.environ.get("RANK") == "1":
+    sys.addaudithook(full)
+""")
+    file = write(tmp_path, "clm", "parallel.strategy=fsdp", name="full")
+    done = launched(file, 2, HFPRETRAIN_TEST_HOOK=str(hook))
+    said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1, done.stderr[-3000:]
+    assert "step-00000010 could not be written" in said[0]
+    assert "No space left on device" in said[0]
+    run = Run(tmp_path / "runs" / "full")
+    assert [path.name for path in run.checkpoints.iterdir()] == ["step-00000005"]
+    done = launched(file, 2, "--resume")
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def test_every_architecture_can_be_shared_out() -> None:
     """Loss, gradients and weights of a step are those of the whole model, by the shortcuts that are proven for it.
 
@@ -120,5 +170,8 @@ def test_what_accelerate_was_configured_for(tmp_path: Path) -> None:
     run = Run(tmp_path / "runs" / "configured")
     assert run.report()["parallel"] == "fsdp"
     assert "reshard_after_forward: false" in run.recipe_file.read_text()
+    asked = write(tmp_path, "clm", "train.duration=1", "parallel.strategy=ddp", name="asked")
+    assert launched(asked, 2, ACCELERATE_USE_FSDP="true").returncode == 0
+    assert Run(tmp_path / "runs" / "asked").report()["parallel"] == "ddp"
     done = launched(file, 2, "output_dir=other", ACCELERATE_USE_DEEPSPEED="true")
     assert "error: accelerate's configuration asks for DeepSpeed, which is not there" in done.stderr

@@ -15,8 +15,9 @@ from hfpretrain.modeling.objective import MicroBatch, target_places
 
 def few_tokens() -> MicroBatch:
     """A micro-batch of one short block."""
-    ids = torch.zeros(1, 8, dtype=torch.int64)
-    return {"input_ids": ids, "labels": ids, "document_ids": ids, "targets": target_places(ids)}
+    ids = torch.arange(8)[None]
+    documents = torch.zeros_like(ids)
+    return {"input_ids": ids, "labels": ids, "document_ids": documents, "targets": target_places(ids)}
 
 
 class GivenUp(Exception):
@@ -51,7 +52,7 @@ class Looker:
         for batch in chain(micro_batches, repeat(None) if together else ()):
             self.given_up, more = self.stopped(), batch is not None
             if together:
-                self.given_up, more = self._any(self.given_up), self._any(more)
+                self.given_up, more = self._any(self.given_up, more)
             if self.given_up or not more:
                 return
             shown = {name: each.to(self.accelerator.device) for name, each in (batch or few_tokens()).items()}
@@ -62,10 +63,10 @@ class Looker:
                 self.tell(number, max(of, number))
                 yield shown, scores
 
-    def _any(self, here: bool) -> bool:
-        """Whether it is so on one of the processes at least."""
-        told = torch.tensor([float(here)], device=self.accelerator.device)
-        return bool(self.accelerator.reduce(told, reduction="sum").item())
+    def _any(self, *here: bool) -> list[bool]:
+        """Whether each is so on one of the processes at least."""
+        told = torch.tensor(here, dtype=torch.float32, device=self.accelerator.device)
+        return [bool(each) for each in self.accelerator.reduce(told, reduction="sum").tolist()]
 
     def added(self, own: Tensor) -> Tensor:
         """The sum of all processes' float64 numbers. Raises GivenUp on all of them if one has given up."""

@@ -84,16 +84,16 @@ class Average:
                     named[name].copy_(tensor)
 
     def whole(self, model: nn.Module) -> dict[str, Tensor]:
-        """The average by the parameters' names; of a sharded model on the first process alone, and all have to ask."""
+        """The average by the parameters' names; of a sharded model all of its state with the average in it, on the
+        first process alone, and all have to ask."""
         if not is_sharded(model):
             return self.weights
         with self.in_place(model):
-            weights = whole_weights(model) or {}
-        return {name: weights[name] for name in self.weights if name in weights}
+            return whole_weights(model) or {}
 
     def save(self, folder: Path, weights: dict[str, Tensor]) -> None:
         """Writes FILE into a checkpoint, with the whole weights of the average."""
-        tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
+        tensors = {name: weights[name].contiguous() for name in self.weights}
         save_file(tensors, folder / FILE, {"steps": str(self.steps), "first": str(self.first)})
 
     def load(self, folder: Path, model: nn.Module) -> None:

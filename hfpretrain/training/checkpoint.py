@@ -107,7 +107,7 @@ def save_shares(
     save_optimizers(folder, model, optimizers)
     if accelerator.is_main_process:
         plain: PreTrainedModel = accelerator.unwrap_model(model)
-        plain.save_pretrained(folder, state_dict=weights)
+        plain.save_pretrained(folder, state_dict={**(weights or {})})  # which takes out what it has saved
         if average is not None:
             average.save(folder, averaged)
 

@@ -97,17 +97,18 @@ def save_final(
 ) -> None:
     """Writes model, tokenizer and report whole beside their place, then moves them there, the report last.
 
-    `weights` and those `of_average` are the whole ones of a sharded model.
+    `weights` and those `of_average` are the whole ones of a sharded model; None, and whatever it is, of another.
 
     A run that was killed meanwhile has no report, so that --resume ends it again.
     """
     run, model = session.run, session.accelerator.unwrap_model(session.model, keep_torch_compile=False)
     session.tokenizer.save_pretrained(run.partial)
-    model.save_pretrained(run.partial, state_dict=weights)
+    # What is given is taken out of when it is saved.
+    model.save_pretrained(run.partial, state_dict=None if weights is None else {**weights})
     if session.average is not None:
         beside = run.partial / run.averaged.name
         if weights is not None:
-            model.save_pretrained(beside, state_dict=weights | of_average)
+            model.save_pretrained(beside, state_dict={**of_average})
         else:
             with session.average.in_place(model):
                 model.save_pretrained(beside)

@@ -9,6 +9,8 @@ import json
 import logging
 import time
 from contextlib import nullcontext
+from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +103,8 @@ def largest(session: "Session", own: int) -> int:
     device = session.accelerator.device
     total = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else None
     states = 8 * session.facts["parameters"] // shares(session.recipe.parallel, session.accelerator.num_processes)
+    if is_sharded(session.model):
+        return _grown(session, own, states, total)
     for size in divisors(own):
         try:
             if total is not None:
@@ -114,6 +118,23 @@ def largest(session: "Session", own: int) -> int:
         if total is not None:
             torch.cuda.empty_cache()
     return 1
+
+
+def _grown(session: "Session", own: int, states: int, total: int | None) -> int:
+    """Of a sharded model, which all processes run together, and which does not outlive a lack of memory: from one block
+    on, as long as the next size would fit if everything grew with it."""
+    best = 1
+    for size, following in pairwise([*divisors(own)[::-1], 2 * own]):
+        if total is not None:
+            torch.cuda.reset_peak_memory_stats(session.accelerator.device)
+        with torch.compiler.set_stance("force_eager"):
+            seconds_of(session, size)
+        best = size
+        most = 0 if total is None else torch.cuda.max_memory_allocated(session.accelerator.device)
+        fits = total is None or most * following / size + states < ROOM * total
+        if not _smallest(session, int(fits)):
+            break
+    return best
 
 
 def seconds_of(session: "Session", size: int) -> float:
@@ -153,8 +174,8 @@ def _identity(session: "Session", own: int) -> dict[str, Any]:
             recipe.optimizer.name,
         ],
         "processes": session.accelerator.num_processes,
-        "parallel": facts["parallel"],
         "blocks": [own, longest_block(recipe.data)[1], recipe.objective, recipe.train.activation_checkpointing],
         "machine": [facts["device"], torch.get_num_threads(), facts["precision"], torch.__version__],
         "memory": hardware.total_memory(session.accelerator.device),
+        **({"parallel": asdict(recipe.parallel)} if is_sharded(session.model) else {}),
     }

@@ -42,7 +42,7 @@ from hfpretrain.training.metrics import Phases
 from hfpretrain.training.micro_batch import choose_micro_batch_size
 from hfpretrain.training.optimizer import build_optimizers
 from hfpretrain.training.schedule import Plan
-from hfpretrain.training.sharding import shard, shares
+from hfpretrain.training.sharding import shard_proven, shares
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +50,8 @@ log = logging.getLogger(__name__)
 PATIENCE = timedelta(hours=4)
 """How long processes wait for one of them, which may be preparing the data, writing or hashing a checkpoint; NCCL's own
 10 minutes are too few for that. One that ends is noticed by its launcher, one that hangs only so late."""
-LAUNCHED = {"FSDP": "FSDP", "DEEPSPEED": "DeepSpeed", "MEGATRON_LM": "Megatron-LM"}
-"""What `accelerate config` may choose, by the names of its variables."""
+CONFIGURED = "HFPRETRAIN_ACCELERATE_FSDP"
+"""In the environment where `accelerate config` has chosen FSDP."""
 COUNTED_BLOCKS = 8
 """Blocks whose operations are counted: enough for the share of targets to be near the usual one."""
 
@@ -155,7 +155,7 @@ def prepare_session(recipe: Recipe, run: Run, accelerator: Accelerator, checkpoi
         "device": hardware.device_name(accelerator.device),
         "hardware_flops_per_second": round(hardware.matrix_rate(accelerator.device, precision)),
         "processes": accelerator.num_processes,
-        "parallel": recipe.parallel.strategy if accelerator.num_processes > 1 else None,
+        "parallel": ("fsdp" if sharded else "ddp") if accelerator.num_processes > 1 else None,
         "versions": hardware.versions(),
     }
     if activation_checkpointing(recipe, model, accelerator.device, accelerator.num_processes):
@@ -163,8 +163,10 @@ def prepare_session(recipe: Recipe, run: Run, accelerator: Accelerator, checkpoi
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
         facts["activation_checkpointing"] = True
+    if recipe.parallel.strategy == "fsdp" and not sharded:
+        log.info("parallel.strategy: fsdp: one process has nothing to share out")
     if sharded:
-        shard(model, accelerator, recipe.parallel, precision)
+        shard_proven(model, loss, accelerator, recipe.parallel, precision)
     else:
         model.to(accelerator.device)
     optimizers = build_optimizers(model, recipe.optimizer, lr=rate, fast_dtype=hardware.fast_dtype(accelerator.device))
@@ -234,13 +236,15 @@ def as_launched(recipe: Recipe) -> Recipe:
 
     RecipeError for one that is not there.
     """
-    chosen = {name: os.environ.pop(f"ACCELERATE_USE_{name}", "false").lower() == "true" for name in LAUNCHED}
-    if missing := [name for name in chosen if chosen[name] and name != "FSDP"]:
-        raise RecipeError(
-            f"accelerate's configuration asks for {LAUNCHED[missing[0]]}, which is not there",
-            hint="choose FSDP or plain data parallelism in `accelerate config`, or parallel.strategy in the recipe",
-        )
-    if not chosen["FSDP"] or recipe.parallel.strategy == "fsdp":
+    for name, called in (("DEEPSPEED", "DeepSpeed"), ("MEGATRON_LM", "Megatron-LM")):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
+            raise RecipeError(
+                f"accelerate's configuration asks for {called}, which is not there",
+                hint="choose FSDP or plain data parallelism in `accelerate config`",
+            )
+    if os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() == "true":  # or Accelerate would wrap the model itself
+        os.environ[CONFIGURED] = "true"
+    if CONFIGURED not in os.environ or recipe.parallel.strategy != "auto":
         return recipe
     again = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() != "false"
     parallel = Parallel(strategy="fsdp", reshard_after_forward=again)
@@ -263,6 +267,10 @@ def open_accelerator(recipe: Recipe) -> Accelerator:
     precision = hardware.choose_precision(recipe.train.precision, device)
     if precision == "fp16" and recipe.optimizer.name == "muon":
         raise RecipeError("optimizer.name: muon does not go with fp16's loss scaling", hint="set train.precision: bf16")
+    if precision == "fp16" and shares(recipe.parallel, processes) > 1:
+        raise RecipeError(
+            "train.precision: fp16's loss scaling does not go with parallel.strategy: fsdp", hint="set bf16"
+        )
     if precision == "fp16" and device.type == "cpu":
         raise RecipeError("train.precision: fp16 needs a GPU", hint="set train.precision: auto")
     accelerator = Accelerator(
@@ -273,6 +281,11 @@ def open_accelerator(recipe: Recipe) -> Accelerator:
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
+    if accelerator.distributed_type.value not in ("NO", "MULTI_CPU", "MULTI_GPU"):
+        raise RecipeError(
+            f"{accelerator.distributed_type.value}: Accelerate is to wrap the model itself, which is not there",
+            hint="choose plain data parallelism in `accelerate config`, and parallel.strategy in the recipe",
+        )
     first = batch_sizes(recipe.train)[0]  # larger ones are multiples of it
     if first % accelerator.num_processes:
         raise RecipeError(

@@ -5,6 +5,7 @@ tensors, or has all processes do alike what otherwise each does for itself, asks
 functions do the plain thing.
 """
 
+import logging
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import OPTIMIZER_NAME
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
@@ -23,10 +25,16 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import PreTrainedModel
 
 from hfpretrain.errors import RecipeError
+from hfpretrain.evaluation.looking import few_tokens
 from hfpretrain.hardware import Precision
+from hfpretrain.hub import first_line
+from hfpretrain.modeling.loss import Loss
 from hfpretrain.recipe import Parallel
+
+log = logging.getLogger(__name__)
 
 SHARDS = "optimizer"
 """The folder of a checkpoint with the optimizer's state, each process's share in a file of its own."""
@@ -39,12 +47,51 @@ def is_sharded(model: nn.Module) -> bool:
 
 def shares(settings: Parallel, processes: int) -> int:
     """Among how many processes the weights are shared out; 1 where each holds them all."""
-    return (settings.shard_within or processes) if settings.strategy == "fsdp" else 1
+    return (settings.shard_within or processes) if settings.strategy == "fsdp" and processes > 1 else 1
 
 
 def class_of(model: nn.Module) -> Any:
     """The model's own class, of which a sharded one has a subclass made by torch."""
     return type(model).__mro__[2] if is_sharded(model) else type(model)
+
+
+def shard_proven(
+    model: PreTrainedModel, loss: Loss, accelerator: Accelerator, settings: Parallel, precision: Precision
+) -> None:
+    """Shares out the model's weights, and sees that a few tokens have the loss and the gradient that they had before.
+
+    Raises RecipeError where they have not, as with weights that layers have in common.
+    """
+    before = _seen(model, loss)
+    cannot = f"parallel.strategy: the weights of {model.config.model_type} cannot be shared out"
+    hint = "set parallel.strategy: ddp"
+    try:
+        shard(model, accelerator, settings, precision)
+        after = _seen(model, loss)
+    except RecipeError:
+        raise
+    except Exception as error:  # whatever torch says of a model that is built in another way
+        raise RecipeError(f"{cannot} ({type(error).__name__}: {first_line(error)})", hint=hint) from error
+    off = max(abs(one - other) / max(abs(one), 1e-6) for one, other in zip(before, after, strict=True))
+    if not off < (1e-3 if precision == "fp32" else 0.1):
+        raise RecipeError(f"{cannot}: loss or gradient would be others", hint=hint)
+    if not layers_of(model):
+        log.info("%s: no layers are found, so that all weights are gathered at once", model.config.model_type)
+
+
+def _seen(model: PreTrainedModel, loss: Loss) -> tuple[float, float]:
+    """The loss of a few tokens, and the norm of its gradient, without dropout. No gradients are left."""
+    was_training = model.training
+    device = next(model.parameters()).device
+    model.eval()
+    try:
+        total = loss(model, {name: tensor.to(device) for name, tensor in few_tokens().items()})
+        total.backward()  # type: ignore[no-untyped-call]
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        return total.item(), whole(nn.utils.get_total_norm(gradients)).item()
+    finally:
+        model.zero_grad(set_to_none=True)
+        model.train(was_training)
 
 
 def shard(model: nn.Module, accelerator: Accelerator, settings: Parallel, precision: Precision = "fp32") -> None:
@@ -53,7 +100,7 @@ def shard(model: nn.Module, accelerator: Accelerator, settings: Parallel, precis
     Embeddings, norms and the head, which the loss looks at from outside, stay gathered between forward and backward.
     With bf16 they are gathered in it and everything is computed in it, as large models are trained: autocast would keep
     a copy of all weights from the forward to the backward pass. Shares, sums of gradients and updates are float32.
-    Raises RecipeError where the processes cannot be grouped so, or the model's weights cannot be shared out.
+    Raises RecipeError where the processes cannot be grouped so.
     """
     processes = int(accelerator.num_processes)
     within = shares(settings, processes)
@@ -69,15 +116,9 @@ def shard(model: nn.Module, accelerator: Accelerator, settings: Parallel, precis
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
     arithmetic = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if precision == "bf16" else MixedPrecisionPolicy()
     again = settings.reshard_after_forward
-    try:
-        for layer in layers_of(model):
-            fully_shard(layer, mesh=mesh, reshard_after_forward=again, mp_policy=arithmetic)
-        fully_shard(model, mesh=mesh, reshard_after_forward=False, mp_policy=arithmetic)
-    except (ValueError, NotImplementedError) as error:
-        raise RecipeError(
-            f"parallel.strategy: the weights of this architecture cannot be shared out ({error})",
-            hint="set parallel.strategy: ddp",
-        ) from error
+    for layer in layers_of(model):
+        fully_shard(layer, mesh=mesh, reshard_after_forward=again, mp_policy=arithmetic)
+    fully_shard(model, mesh=mesh, reshard_after_forward=False, mp_policy=arithmetic)
     for buffer in model.buffers():
         buffer.data = buffer.data.to(accelerator.device)
 
@@ -148,6 +189,10 @@ def whole_weights(model: nn.Module) -> dict[str, Tensor] | None:
     state: dict[str, Any] = get_model_state_dict(
         model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
     )
+    names: dict[Tensor, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if (first := names.setdefault(parameter, name)) != name and name in state:
+            state[name] = state[first]  # a tied weight is one tensor, as those who save it look for
     return state
 
 
@@ -166,13 +211,15 @@ def save_optimizers(folder: Path, model: nn.Module, optimizers: Iterable[Any]) -
     As torch's distributed checkpoint in safetensors, by the parameters' names: any number of processes reads it, and
     nothing in it is a pickle.
     """
+    settle(model)
     state = {
         f"{name}:{key}": value
         for name, states in _states(model, optimizers)
         for key, value in states.items()
         if isinstance(value, Tensor)
     }
-    save(state, storage_writer=HuggingFaceStorageWriter(str(folder / SHARDS), save_distributed=True))
+    with _own_cause():
+        save(state, storage_writer=HuggingFaceStorageWriter(str(folder / SHARDS), save_distributed=True))
 
 
 def load_optimizers(folder: Path, model: nn.Module, optimizers: Iterable[Any]) -> None:
@@ -180,6 +227,7 @@ def load_optimizers(folder: Path, model: nn.Module, optimizers: Iterable[Any]) -
 
     Raises what torch raises where it is of another model.
     """
+    settle(model)
     optimizers = list(optimizers)
     if not (folder / SHARDS).is_dir():
         for number, optimizer in enumerate(optimizers):
@@ -197,10 +245,25 @@ def load_optimizers(folder: Path, model: nn.Module, optimizers: Iterable[Any]) -
             state[key] = torch.zeros_like(parameter, requires_grad=False)
         else:
             state[key] = torch.zeros(described.size, dtype=described.properties.dtype, device=parameter.device)
-    load(state, storage_reader=reader)
+    with _own_cause():
+        load(state, storage_reader=reader)
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        name, _, what = key.rpartition(":")
+        found.setdefault(name, {})[what] = value
     for name, states in _states(model, optimizers):
         states.clear()
-        states |= {key.rpartition(":")[2]: value for key, value in state.items() if key.rpartition(":")[0] == name}
+        states |= found.get(name, {})
+
+
+@contextmanager
+def _own_cause() -> Iterator[None]:
+    """What torch's distributed checkpoint raises on all processes becomes what was raised on the first that failed."""
+    try:
+        yield
+    except CheckpointException as error:
+        cause = next(iter(error.failures.values()))[0]
+        raise (cause if isinstance(cause, Exception) else RuntimeError(str(cause))) from error
 
 
 def _states(model: nn.Module, optimizers: Iterable[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
