@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from launched import cut_back, launched
+from several import cut_back, launched
 from tiny import LLAMA, metrics, tiny_recipe, tiny_run, write_corpus
 
 from hfpretrain.recipe import dump

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from architectures import ARCHITECTURES
-from launched import cut_back, launched
 from safetensors.torch import load_file
+from several import cut_back, launched
 from tiny import LLAMA, metrics, same_weights, tiny_recipe, tiny_run, weights
 from transformers import AutoModelForCausalLM
 

@@ -168,6 +168,20 @@ def test_what_was_left_unfinished_is_removed_after_a_week(tmp_path: Path) -> Non
     assert sorted(path.name for path in (tmp_path / "tokens").iterdir()) == [".building-new", store.fingerprint]
 
 
+def test_what_a_kill_just_after_the_end_left_goes_with_the_next_run(tmp_path: Path) -> None:
+    """Parts that are joined already are of no use; who else is about them is not disturbed."""
+    source = source_of(tmp_path, TEXTS)
+    store = prepare(source, bert(), end_id=3, cache=tmp_path)
+    building = parts.Building(tmp_path / "tokens", store.fingerprint)
+    with building.held(alone=True, waiting=lambda: None):
+        building.part(0).write_bytes(b"")
+        prepare(source, bert(), end_id=3, cache=tmp_path)
+        assert building.part(0).exists()
+    assert building.part(0).exists()
+    prepare(source, bert(), end_id=3, cache=tmp_path)
+    assert [path.name for path in (tmp_path / "tokens").iterdir()] == [store.fingerprint]
+
+
 def contents(cache: Path) -> dict[str, bytes]:
     """What is in the token cache, file by file."""
     return {str(path.relative_to(cache)): path.read_bytes() for path in cache.rglob("*") if path.is_file()}

@@ -136,10 +136,10 @@ class Building:
                 yield
         finally:
             if alone:
-                self._remove_unfinished()
+                self.remove_left()
 
-    def _remove_unfinished(self) -> None:
-        """Removes the folder if no part in it is finished, and no other process is about it."""
+    def remove_left(self, *, joined: bool = False) -> None:
+        """Removes the folder if no part in it is finished, or all are `joined`, and no other process is about it."""
         try:
             descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError:  # there is no folder
@@ -150,7 +150,7 @@ class Building:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     return
-            if not any(self.folder.glob("part-*")):
+            if joined or not any(self.folder.glob("part-*")):
                 shutil.rmtree(self.folder, ignore_errors=True)
         finally:
             os.close(descriptor)

@@ -98,6 +98,7 @@ class Place:
         """The store, if it is there; which is said."""
         store = load_store(self.folder)
         if store is not None:
+            self.building.remove_left(joined=True)  # of a kill just after the store was in place
             log.info(
                 "%s: using %s tokens of %s documents prepared before%s",
                 self.source.key,

@@ -19,13 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hfpretrain.modeling.attention import DocumentMasking, document_inputs
 from hfpretrain.modeling.flops import estimated_flops_per_token, flops_per_token
 from hfpretrain.modeling.loss import CHUNK_NUMBERS, CHUNK_ROWS, Loss, Shortcuts
 from hfpretrain.modeling.objective import MicroBatch
-from hfpretrain.modeling.parameters import count_parameters, shape_of
+from hfpretrain.modeling.parameters import count_parameters, layers_of, shape_of
 
 log = logging.getLogger(__name__)
 
@@ -101,11 +100,7 @@ def footprint(
     kernels; on a CPU it takes whole squares.
     """
     outline, model = model, _copy_of(model, attention_dropout=not fused_attention)
-    with FakeTensorMode(allow_non_fake_inputs=True), _silence():
-        model.to_empty(device="cpu")
-        model.tie_weights()
-        model.train()
-        loss = _OfShapes(model, shortcuts=shortcuts, few_targets=targets < 1, documents=documents)
+    with _followed(model, shortcuts=shortcuts, few_targets=targets < 1, documents=documents) as loss:
         try:
             found = _counted(model, loss, block_size, half, targets)
         except Exception:
@@ -115,16 +110,11 @@ def footprint(
             flops = estimated_flops_per_token(model, block_size=block_size)
         else:
             flops = flops_per_token(model, loss, _batch(1, block_size, targets))
-        loss.close()
         told = _put_together(model, loss, block_size, half, targets, flops, found)
     if found is None or not half:
         return told
     model = _copy_of(outline, attention_dropout=not fused_attention).to(torch.bfloat16)
-    with FakeTensorMode(allow_non_fake_inputs=True), _silence():
-        model.to_empty(device="cpu")
-        model.tie_weights()
-        model.train()
-        loss = _OfShapes(model, shortcuts=shortcuts, few_targets=targets < 1, documents=documents)
+    with _followed(model, shortcuts=shortcuts, few_targets=targets < 1, documents=documents) as loss:
         try:
             one, two = _counted(model, loss, block_size, False, targets)
         except Exception:
@@ -139,7 +129,7 @@ class _Kept:
     """What a pass keeps for its backward, in bytes, each piece of memory once, without the weights."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.layers = layers_of(model)
+        self.layers = _several_layers(model)
         self.known = {_identity(parameter) for parameter in model.parameters()}
         self.all = self.within = self.borders = 0
         self.deep = False
@@ -194,12 +184,10 @@ class _OfShapes(Loss):
         return {"input_ids": batch["input_ids"], **self.fixed, **masks}
 
 
-def layers_of(model: nn.Module) -> list[nn.Module]:
-    """The layers that are gathered, or computed again, one at a time; none where the model has no such list."""
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) > 1]
-    own = [each for each in lists if all(isinstance(layer, GradientCheckpointingLayer) for layer in each)]
-    largest = max(own or lists, key=count_parameters, default=None)
-    return [] if largest is None else list(largest)
+def _several_layers(model: nn.Module) -> list[nn.Module]:
+    """The model's layers; none where it has one, which may run many times, so that a run of it is no layer's share."""
+    layers = layers_of(model)
+    return layers if len(layers) > 1 else []
 
 
 def _identity(tensor: Tensor) -> int:
@@ -243,7 +231,7 @@ def _put_together(
     flops: float,
     found: tuple[_Kept, _Kept] | None,
 ) -> Footprint:
-    layers, parameters = layers_of(model), count_parameters(model)
+    layers, parameters = _several_layers(model), count_parameters(model)
     each = [count_parameters(layer) for layer in layers] or [parameters]
     matrices: Counter[torch.Size] = Counter()
     for layer in layers:
@@ -286,6 +274,16 @@ def _put_together(
         can_checkpoint=bool(layers) and bool(model.supports_gradient_checkpointing),
         counted=found is not None,
     )
+
+
+@contextmanager
+def _followed(model: PreTrainedModel, *, shortcuts: bool, few_targets: bool, documents: bool) -> Iterator["_OfShapes"]:
+    """An outline becomes a model of tensors that have shapes and no numbers, in training; and its loss."""
+    with FakeTensorMode(allow_non_fake_inputs=True), _silence():
+        model.to_empty(device="cpu")
+        model.tie_weights()
+        model.train()
+        yield _OfShapes(model, shortcuts=shortcuts, few_targets=few_targets, documents=documents)
 
 
 @contextmanager

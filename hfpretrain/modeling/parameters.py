@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 _FEED_FORWARD = ("intermediate_size", "ffn_dim", "n_inner", "hidden_dim", "ffn_hidden_size")
 
@@ -45,3 +46,14 @@ def in_words(shape: dict[str, int]) -> str:
     if "feed_forward" in shape:
         said.append(f"feed-forward {shape['feed_forward']}")
     return ", ".join(said)
+
+
+def layers_of(model: nn.Module) -> list[nn.Module]:
+    """The layers that are gathered, or computed again, one at a time; none where the model has no list of them.
+
+    One layer may be all, which runs many times, as ALBERT's.
+    """
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module)]
+    own = [each for each in lists if all(isinstance(layer, GradientCheckpointingLayer) for layer in each)]
+    largest = max(own or lists, key=count_parameters, default=None)
+    return [] if largest is None else list(largest)

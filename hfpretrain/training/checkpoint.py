@@ -62,8 +62,8 @@ def save_checkpoint(
     """Saves model, tokenizer, optimizer and `progress` as `folder`/step-<progress["step"]>; returns its path.
 
     Every process calls it. Of a sharded model each writes its share of the optimizer's state; the weights are whole.
-    `needed` is about how many bytes it takes. The folder is also a model that from_pretrained
-    loads. Raises CheckpointError on all processes where one could not write; earlier checkpoints are then as before.
+    `needed` is about how many bytes it takes. The folder is also a model that from_pretrained loads. Raises
+    CheckpointError on all processes where one could not write; earlier checkpoints are then as before.
     """
     place = folder / f"step-{progress['step']:08d}"
     beside = place.with_name(f".{place.name}.partial")

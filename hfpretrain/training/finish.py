@@ -97,7 +97,7 @@ def save_final(
 ) -> None:
     """Writes model, tokenizer and report whole beside their place, then moves them there, the report last.
 
-    `weights` and those `of_average` are the whole ones of a sharded model; None, and whatever it is, of another.
+    Of a sharded model its whole `weights` are given, and those `of_average`; of another one None, and it has its own.
 
     A run that was killed meanwhile has no report, so that --resume ends it again.
     """

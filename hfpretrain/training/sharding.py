@@ -32,6 +32,7 @@ from hfpretrain.evaluation.looking import few_tokens
 from hfpretrain.hardware import Precision
 from hfpretrain.hub import first_line
 from hfpretrain.modeling.loss import Loss
+from hfpretrain.modeling.parameters import layers_of
 from hfpretrain.recipe import Parallel
 
 log = logging.getLogger(__name__)
@@ -123,12 +124,6 @@ def shard(model: nn.Module, accelerator: Accelerator, settings: Parallel, precis
         buffer.data = buffer.data.to(accelerator.device)
 
 
-def layers_of(model: nn.Module) -> list[nn.Module]:
-    """The members of the list of layers that holds most of the model's weights; none where there is no list."""
-    lists = [each for each in model.modules() if isinstance(each, nn.ModuleList) and len(each)]
-    return list(max(lists, key=lambda each: sum(weight.numel() for weight in each.parameters()), default=[]))
-
-
 def local(tensor: Tensor) -> Tensor:
     """This process's share of a tensor, in the same memory; of one that is not shared out, itself."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
@@ -156,7 +151,7 @@ def joined(share: Tensor, like: Tensor) -> Tensor:
 
 def settle(model: nn.Module) -> None:
     """Lets go of what a forward pass has left gathered, so that the model's parameters are the shares again."""
-    for module in model.modules():
+    for module in model.modules() if is_sharded(model) else ():  # averaging asks at every step
         if isinstance(module, FSDPModule):
             module.reshard()
 
