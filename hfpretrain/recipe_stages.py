@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 
@@ -31,14 +32,14 @@ def places_of_sources(data: Data) -> Iterator[tuple[Keys, Source, int]]:
     Two are the same source if they differ in weight and repeat only, which are a stage's own; what stands twice in one
     list is two.
     """
-    known: list[tuple[Source, int]] = []
+    known: dict[tuple[Source, int], int] = {}
     for keys, sources in _lists(data):
-        bare = [dataclasses.replace(source, weight=None, repeat=True) for source in sources]
-        for index, source in enumerate(bare):
-            one = (source, bare[:index].count(source))
-            if one not in known:
-                known.append(one)
-            yield (*keys, index), sources[index], known.index(one)
+        before: Counter[Source] = Counter()
+        for index, source in enumerate(sources):
+            bare = dataclasses.replace(source, weight=None, repeat=True)
+            number = known.setdefault((bare, before[bare]), len(known))
+            before[bare] += 1
+            yield (*keys, index), source, number
 
 
 def training_sources(data: Data) -> list[tuple[str, Source]]:

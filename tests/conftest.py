@@ -3,12 +3,12 @@
 import importlib.util
 import os
 import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 
 ROOT = Path(__file__).parent.parent
 NO_NETWORK = Path(__file__).parent / "no_network"
@@ -27,10 +27,12 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     folder = tmp_path_factory.mktemp("cache")
     os.environ["HFPRETRAIN_CACHE"] = str(folder / "hfpretrain")
     os.environ["HF_HOME"] = str(folder / "huggingface")
+    yield
+    warm.close()
 
 
 @pytest.fixture
@@ -38,16 +40,7 @@ def hfpretrain(tmp_path: Path) -> Command:
     """Runs the command line in `tmp_path`: hfpretrain("train", "recipe.yaml")."""
 
     def run(*arguments: str | Path, **environment: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [sys.executable, "-m", "hfpretrain", *map(str, arguments)],
-            cwd=tmp_path,
-            env=os.environ | environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=240,
-            check=False,
-        )
+        return warm.run(["-m", "hfpretrain", *arguments], cwd=tmp_path, environment=environment)
 
     return run
 

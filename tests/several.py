@@ -3,10 +3,13 @@
 import hashlib
 import os
 import shutil
+import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+import warm
 from tiny import LLAMA, tiny_recipe
 
 from hfpretrain.recipe import dump
@@ -38,16 +41,7 @@ def trained(
     recipe: Path, *options: str, by: str | None = None, **environment: str
 ) -> "subprocess.CompletedProcess[str]":
     """What came of it."""
-    return subprocess.run(
-        command(recipe, *options, by=by),
-        cwd=recipe.parent,
-        env=os.environ | HERE | environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+    return warm.run(command(recipe, *options, by=by)[1:], cwd=recipe.parent, environment=HERE | environment)
 
 
 def started(recipe: Path, *options: str, by: str | None = None, **environment: str) -> "subprocess.Popen[str]":
@@ -131,17 +125,30 @@ def launched(
     file: Path, processes: int, *options: str, script: bool = False, **environment: str
 ) -> "subprocess.CompletedProcess[str]":
     """`hfpretrain train` of a recipe in so many processes on this machine; or a Python script."""
-    torchrun = ["torch.distributed.run", f"--nproc-per-node={processes}"]
-    torchrun += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
-    return subprocess.run(
-        [sys.executable, "-m", *torchrun, *([] if script else ["-m", "hfpretrain", "train"]), str(file), *options],
-        cwd=file.parent,
-        env=os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"} | environment,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
+    arguments: list[str | Path] = [file, *options] if script else ["-m", "hfpretrain", "train", file, *options]
+    return in_processes(processes, arguments, cwd=file.parent, environment=environment)
+
+
+def in_processes(
+    processes: int, arguments: Sequence[str | Path], *, cwd: Path, environment: dict[str, str]
+) -> "subprocess.CompletedProcess[str]":
+    """`python arguments` in so many processes without a launcher: each is told its place as torchrun would tell it.
+
+    What all have said is in one, as it would be.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    everyone = HERE | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
+    places = [{"RANK": str(number), "LOCAL_RANK": str(number)} for number in range(processes)]
+    ended = warm.run_together(
+        [arguments] * processes,
+        cwd=cwd,
+        environments=[everyone | place | environment for place in places],
     )
+    status = next((each.returncode for each in ended if each.returncode), 0)
+    output = ("".join(each.stdout for each in ended), "".join(each.stderr for each in ended))
+    return subprocess.CompletedProcess(ended[0].args, status, *output)
 
 
 def cut_back(run: Run, name: str, step: int) -> Run:

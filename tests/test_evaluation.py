@@ -8,7 +8,7 @@ from typing import Any
 import evaluate
 import pytest
 import torch
-from test_processes import in_two_processes
+from several import launched
 from tiny import LLAMA, metrics, tiny_recipe, tiny_run
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
@@ -344,7 +344,7 @@ def test_two_processes_report_what_one_does(tmp_path: Path, objective: str) -> N
     one = tiny_run(tmp_path, objective, *settings, name="one")
     file = tmp_path / "two.yaml"
     file.write_text(dump(tiny_recipe(tmp_path, objective, *settings, name="two")))
-    done = in_two_processes(file)
+    done = launched(file, 2)
     assert done.returncode == 0, done.stderr[-3000:]
     two = Run(tmp_path / "runs" / "two")
     assert two.report()["processes"] == 2

@@ -5,8 +5,6 @@ import json
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import warm
 from tiny import same_weights, tiny_recipe, tiny_run, weights
 
 from hfpretrain.cli_experiments import HEIGHT, drawn
@@ -326,8 +325,8 @@ def test_a_sweep_is_a_table_with_the_best_first(tmp_path: Path, hfpretrain: Comm
 def test_a_sweep_that_was_stopped_goes_on(tmp_path: Path, hfpretrain: Command) -> None:
     file = write_recipe(tmp_path, tiny_recipe(tmp_path, "clm", "train.log_every=1", name="tiny"))
     values = ["optimizer.lr=1e-3,1e-2", "data.validation=0%"]
-    command = [sys.executable, "-m", "hfpretrain", "sweep", str(file), *values, "--steps"]
-    with subprocess.Popen([*command, "2000"], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+    command: list[str | Path] = ["-m", "hfpretrain", "sweep", file, *values, "--steps", "2000"]
+    with warm.popen(command, cwd=tmp_path) as process:
         assert process.stderr is not None
         for line in process.stderr:
             if line.startswith("step "):

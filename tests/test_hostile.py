@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import pickle
@@ -197,12 +198,22 @@ def test_hostile_mappings_from_python() -> None:
             recipes.from_mapping({"objective": "clm", "data": {"sources": [{"builtin": "everyday"}]}, "model": model})
 
 
-def test_three_thousand_wrong_sources_are_said_in_a_moment(write: Any) -> None:
-    """Each problem is looked up, not searched for: it took time with the square of their number."""
-    sources = "".join("  - {files: a, split: b}\n" for _ in range(3_000))
-    lines = errors_of(write(f"objective: clm\ndata:\n sources:\n{sources}"))
-    assert len(lines) == 51
-    assert lines[-1] == "recipe.yaml: and 2950 more errors"
+def test_many_wrong_sources_take_a_time_that_grows_with_their_number(write: Any) -> None:
+    """Each source and each problem is looked up, not searched for, which took calls with the square of their number."""
+    calls = []
+    for count in (100, 200, 400):
+        sources = "".join("  - {files: a, split: b}\n" for _ in range(count))
+        file = write(f"objective: clm\ndata:\n sources:\n{sources}")
+        counted = itertools.count()
+        sys.setprofile(lambda *_, counted=counted: next(counted))  # type: ignore[misc]
+        try:
+            lines = errors_of(file)
+        finally:
+            sys.setprofile(None)
+        calls.append(next(counted))
+        assert len(lines) == 51
+        assert lines[-1] == f"recipe.yaml: and {count - 50} more errors"
+    assert calls[2] - calls[1] < 2.2 * (calls[1] - calls[0])
 
 
 # ---------------------------------------------------------------------------------------------------------- secrets

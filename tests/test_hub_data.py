@@ -17,8 +17,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import warm
 from conftest import Command
 from loopback_hub import Fault, File, LoopbackHub, Repository, Request
+from several import in_processes
 from tiny import GPT2, metrics, tiny_recipe, write_corpus
 
 from hfpretrain.recipe import dump, load
@@ -122,11 +124,8 @@ def commit_in(folder: Path, name: str) -> Any:
 
 def stopped_after(folder: Path, step: int, *arguments: str | Path, **environment: str) -> str:
     """Runs the command line until that step or a later one is logged, and ends it by SIGTERM. Returns what it said."""
-    command = [sys.executable, "-m", "hfpretrain", *map(str, arguments)]
-    settings: dict[str, Any] = {"cwd": folder, "env": os.environ | environment, "stderr": subprocess.PIPE, "text": True}
     said = ""
-    process: subprocess.Popen[str]
-    with subprocess.Popen(command, **settings) as process:
+    with warm.popen(["-m", "hfpretrain", *arguments], cwd=folder, environment=environment) as process:
         assert process.stderr
         for line in process.stderr:
             said += line
@@ -235,8 +234,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         server.repositories["datasets/org/parquet"].commit("main", shards("parquet"), "the data")
         recipe = recipe_of(folder, "whole", "{hub: org/parquet}", *STREAMED)
         caches = {"HF_HOME": str(folder / "hf"), "HFPRETRAIN_CACHE": str(folder / "tokens")}
-        environment = os.environ | server.environment(**caches) | hook(folder, SMALL)
-        subprocess.run([sys.executable, "-m", "hfpretrain", "train", recipe], check=True, cwd=folder, env=environment)
+        environment = server.environment(**caches) | hook(folder, SMALL)
+        warm.run(["-m", "hfpretrain", "train", recipe], cwd=folder, environment=environment).check_returncode()
     return folder
 
 
@@ -273,15 +272,8 @@ def test_two_processes_read_the_stream_that_one_reads(
     tmp_path: Path, hub: LoopbackHub, environment: dict[str, str], undisturbed: Path
 ) -> None:
     recipe = recipe_of(tmp_path, "two", "{hub: org/jsonl-gz}", *STREAMED)
-    torchrun = ["torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
-    done = subprocess.run(
-        [sys.executable, "-m", *torchrun, "-m", "hfpretrain", "train", recipe],
-        cwd=tmp_path,
-        env=os.environ | environment | hook(tmp_path, SMALL) | {"GLOO_SOCKET_IFNAME": "lo"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
+    done = in_processes(
+        2, ["-m", "hfpretrain", "train", recipe], cwd=tmp_path, environment=environment | hook(tmp_path, SMALL)
     )
     assert done.returncode == 0, done.stderr[-3000:]
     runs = Run(undisturbed / "runs" / "whole"), Run(tmp_path / "runs" / "two")

@@ -14,6 +14,7 @@ from several import (
     TIME_IS_OVER,
     dies,
     errors,
+    launched,
     model_hash,
     processes_of,
     recipe_file,
@@ -33,14 +34,14 @@ NOISE = ("Traceback", "torch", "W11", "E11", "Connection closed", "rank:", "Warn
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The hash of the model that two processes under torchrun come to."""
+    """The hash of the model that two processes come to without a launcher."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    done = trained(recipe_file(folder, "whole"), by="")
+    done = launched(recipe_file(folder, "whole"), 2)
     assert done.returncode == 0, done.stderr[-3000:]
     return model_hash(folder / "runs" / "whole")
 
 
-def test_it_trains_as_under_torchrun(tmp_path: Path, undisturbed: str) -> None:
+def test_it_trains_as_without_a_launcher(tmp_path: Path, undisturbed: str) -> None:
     """To the same bits, in two processes, with every other option and override passed on, and nothing else said."""
     file = recipe_file(tmp_path, "two")
     done = trained(file, "output_dir=runs/other", "--resume")

@@ -1,5 +1,5 @@
-"""Two processes learn what one learns, evaluate what there is even if it is less than one block for each, and go on
-from the same checkpoint even if one of them cannot read it. Where one fails the other one ends, for the same reason."""
+"""Two processes go on from the same checkpoint even if one of them cannot read it. Where one fails the other one ends,
+for the same reason."""
 
 import os
 import re
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import warm
 from accelerate import Accelerator
 from several import (
     ENDLESS,
@@ -19,6 +20,7 @@ from several import (
     TIME_IS_OVER,
     dies,
     errors,
+    launched,
     model_hash,
     processes_of,
     recipe_file,
@@ -35,32 +37,6 @@ from hfpretrain.training.signals import stop_on_signals
 from hfpretrain.training.together import together
 
 
-def in_two_processes(recipe: Path, *options: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    return trained(recipe, *options, by="", **environment)
-
-
-@pytest.mark.parametrize("objective", ["clm", "mlm"])
-def test_two_processes_give_the_losses_of_one(tmp_path: Path, objective: str) -> None:
-    config = LLAMA if objective == "clm" else LLAMA | {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0}
-    settings = [
-        f"model={{architecture: {'llama' if objective == 'clm' else 'bert'}, config: {config}}}",
-        "train.micro_batch_size=1",
-        "data.validation=1%",
-        "train.duration=50",
-    ]
-    one = tiny_run(tmp_path, objective, *settings, name="one")
-    file = tmp_path / "two.yaml"
-    file.write_text(dump(tiny_recipe(tmp_path, objective, *settings, name="two")))
-    done = in_two_processes(file)
-    assert done.returncode == 0, done.stderr[-3000:]
-    two = Run(tmp_path / "runs" / "two")
-    assert two.report()["processes"] == 2
-    assert two.report()["validation_targets"] == one.report()["validation_targets"] > 0
-    for single, double in zip(metrics(one), metrics(two), strict=True):
-        # Losses within 1e-5 over all 50 steps; perplexities, which are large, within a millionth.
-        assert single == pytest.approx(double, abs=1e-5, rel=1e-6)
-
-
 def test_a_growing_batch_is_cut_for_two_processes_as_well(tmp_path: Path) -> None:
     settings = [
         f"model={{architecture: llama, config: {LLAMA}}}",
@@ -71,11 +47,11 @@ def test_a_growing_batch_is_cut_for_two_processes_as_well(tmp_path: Path) -> Non
     one = tiny_run(tmp_path, "clm", *settings, name="one")
     file = tmp_path / "two.yaml"
     file.write_text(dump(tiny_recipe(tmp_path, "clm", *settings, name="two")))
-    done = in_two_processes(file)
+    done = launched(file, 2)
     assert done.returncode == 0, done.stderr[-3000:]
     for single, double in zip(metrics(one), metrics(Run(tmp_path / "runs" / "two")), strict=True):
         assert single == pytest.approx(double, abs=1e-5, rel=1e-6)
-    done = in_two_processes(file, "output_dir=odd", "train.batch_size={from: 3, to: 6}")
+    done = launched(file, 2, "output_dir=odd", "train.batch_size={from: 3, to: 6}")
     assert "train.batch_size: 3 do not divide by 2 processes" in done.stderr
 
 
@@ -138,7 +114,7 @@ def stale(event, arguments):
 if os.environ.get("RANK") == "1":
     sys.addaudithook(stale)
 """)
-    done = in_two_processes(tmp_path / "two.yaml", "--resume", HFPRETRAIN_TEST_HOOK=str(hook))
+    done = launched(tmp_path / "two.yaml", 2, "--resume", HFPRETRAIN_TEST_HOOK=str(hook))
     assert done.returncode == 0, done.stderr[-3000:]
     for single, double in zip(metrics(whole), metrics(run), strict=True):
         assert single == pytest.approx(double, abs=1e-5, rel=1e-6)
@@ -148,7 +124,7 @@ def test_what_the_first_one_refuses_all_refuse(tmp_path: Path, stopped: tuple[Ru
     """In one sentence: none waits for the others, or begins by itself."""
     for path in stopped[1].checkpoints.iterdir():
         (path / "optimizer.bin").write_bytes(b"")
-    done = in_two_processes(tmp_path / "two.yaml", "--resume")
+    done = launched(tmp_path / "two.yaml", 2, "--resume")
     (said,) = errors(done.stderr)
     assert "step-00000010 is damaged (optimizer.bin is not what was saved), step-00000005" in said
 
@@ -165,7 +141,7 @@ def fails(event, arguments):
 if os.environ.get("RANK") == "1":
     sys.addaudithook(fails)
 """)
-    done = trained(recipe_file(tmp_path, "two", *settings), HFPRETRAIN_TEST_HOOK=str(hook))
+    done = launched(recipe_file(tmp_path, "two", *settings), 2, HFPRETRAIN_TEST_HOOK=str(hook))
     assert done.returncode == 2, done.stderr[-3000:]
     (said,) = errors(done.stderr)
     assert "corpus.jsonl" in said
@@ -224,16 +200,18 @@ def test_no_more_memory_is_one_sentence() -> None:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The hash of the model that two processes come to which nothing disturbs."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    done = in_two_processes(recipe_file(folder, "whole"))
+    done = launched(recipe_file(folder, "whole"), 2)
     assert done.returncode == 0, done.stderr[-3000:]
     return model_hash(folder / "runs" / "whole")
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_torchruns_restart_goes_on_exactly(tmp_path: Path, undisturbed: str, rank: int) -> None:
-    """One of the two is killed while it writes a checkpoint; without --resume, to the same bits."""
+def test_torchruns_restart_goes_on_exactly(tmp_path: Path, undisturbed: str) -> None:
+    """The first of the two is killed while it writes a checkpoint; without --resume, to the same bits.
+
+    The second one is in test_launching.py.
+    """
     hook = tmp_path / "hook.py"
-    hook.write_text(dies(tmp_path, rank))
+    hook.write_text(dies(tmp_path, 0))
     done = trained(recipe_file(tmp_path, "two"), by="--max-restarts=1", HFPRETRAIN_TEST_HOOK=str(hook))
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"going on from {tmp_path}/runs/two/checkpoints/step-00000005" in done.stderr
@@ -269,13 +247,7 @@ def test_torchrun_shows_the_reason(tmp_path: Path) -> None:
 def test_accelerate_starts_one_process_on_a_cpu(tmp_path: Path) -> None:
     """However many it is asked for; then a line says so."""
     launch = ["accelerate.commands.launch", "--cpu", "--num_processes=2", "-m", "hfpretrain", "train"]
-    done = subprocess.run(
-        [sys.executable, "-m", *launch, str(recipe_file(tmp_path, "two")), "train.duration=1"],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+    done = warm.run(["-m", *launch, recipe_file(tmp_path, "two"), "train.duration=1"], cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert Run(tmp_path / "runs" / "two").report()["processes"] == 1
     assert done.stderr.count("`hfpretrain train --processes N` starts several") == 1

@@ -17,6 +17,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
+import warm
 from conftest import Command
 from loopback_hub import TOKEN, Fault, File, LoopbackHub, Repository, Request
 from tiny import LLAMA, tiny_recipe, tiny_run
@@ -121,10 +122,8 @@ def test_options_of_a_push(hub: LoopbackHub, finished: Run, hfpretrain: Command)
 def killed_push(hub: LoopbackHub, folder: Path, run: Run, number: int, *, after: bool) -> bool:
     """A push whose process is killed at the request of that number, before or after the Hub's work; False if it ended
     before there was one."""
-    command = [sys.executable, "-m", "hfpretrain", "push", str(run.path), "tester/small"]
-    with subprocess.Popen(
-        command, cwd=folder, env=os.environ | hub.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as process:
+    command: list[str | Path] = ["-m", "hfpretrain", "push", run.path, "tester/small"]
+    with warm.popen(command, cwd=folder, environment=hub.environment()) as process:
 
         def kill(count: int, request: Request) -> Fault | None:
             if count < number:

@@ -2,7 +2,6 @@
 
 import gc
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from several import launched
 from tiny import GPT2, metrics, same_weights, tiny_recipe, tiny_run, weights, write_corpus
 
 from hfpretrain.data import row_stream, streaming
@@ -288,16 +288,7 @@ def test_two_processes_read_what_one_reads(tmp_path: Path, data: Path) -> None:
         "from hfpretrain.cli import app\n"
         "app()\n"
     )
-    torchrun = ["torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
-    done = subprocess.run(
-        [sys.executable, "-m", *torchrun, str(script), "train", str(file)],
-        cwd=tmp_path,
-        env=os.environ | {"GLOO_SOCKET_IFNAME": "lo"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+    done = launched(script, 2, "train", str(file), script=True)
     assert done.returncode == 0, done.stderr[-3000:]
     for single, double in zip(metrics(one), metrics(Run(tmp_path / "runs" / "two")), strict=True):
         assert single == pytest.approx(double, abs=1e-5, rel=1e-6)

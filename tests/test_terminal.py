@@ -6,14 +6,14 @@ import os
 import pty
 import re
 import struct
-import subprocess
-import sys
+import tempfile
 import termios
 from collections.abc import Iterator
 from fcntl import ioctl
 from pathlib import Path
 
 import pytest
+import warm
 from conftest import Command
 from loopback_hub import LoopbackHub
 from rich.console import Console
@@ -40,19 +40,21 @@ def on_a_terminal(
         for name, value in os.environ.items()
         if name not in ("NO_COLOR", "COLUMNS", "FORCE_COLOR", "CI", *SET_BY_COMMANDS)
     }
-    process = subprocess.Popen(
-        [sys.executable, "-m", "hfpretrain", *map(str, arguments)],
-        cwd=folder,
-        env=kept | {"TERM": "xterm-256color"} | (environment or {}),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=theirs,
-    )
-    os.close(theirs)
-    shown = b"".join(_read(ours))
-    out, _ = process.communicate(timeout=240)
+    with tempfile.TemporaryFile() as out, os.fdopen(theirs, "wb") as terminal:
+        process = warm.start(
+            ["-m", "hfpretrain", *map(str, arguments)],
+            cwd=str(folder),
+            environment=kept | {"TERM": "xterm-256color"} | (environment or {}),
+            stdout=out,
+            stderr=terminal,
+        )
+        terminal.close()
+        shown = b"".join(_read(ours))
+        status = process.wait(240)
+        out.seek(0)
+        printed = out.read().decode()
     os.close(ours)
-    return process.returncode, out.decode(), shown.decode()
+    return status, printed, shown.decode()
 
 
 def _read(descriptor: int) -> Iterator[bytes]:
@@ -123,7 +125,8 @@ def test_evaluating_and_pushing_show_how_far_they_are(tmp_path: Path) -> None:
     assert re.search(r"evaluating  ━+  (\d+)/\1 batches  0 s left", CONTROL.sub("", shown))
     with LoopbackHub() as hub:
         arguments = ("push", run.path, "tester/small")
-        status, out, shown = on_a_terminal(tmp_path, *arguments, columns=120, environment=hub.environment())
+        environment = hub.environment(HFPRETRAIN_COLD="1")  # what waits has loaded tqdm already, without bars
+        status, out, shown = on_a_terminal(tmp_path, *arguments, columns=120, environment=environment)
         assert (status, out) == (0, f"{hub.url}/tester/small\n"), shown
         assert re.search(r"model\.safetensors.*100%", CONTROL.sub("", shown)), "huggingface_hub's own bar"
 
