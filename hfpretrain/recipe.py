@@ -231,8 +231,14 @@ def _contradictions(recipe: Recipe, draft: Draft) -> Iterator[tuple[Keys, str]]:
     if recipe.averaging.method == "checkpoints" and "seconds" in (train.duration.unit, recipe.checkpoints.every.unit):
         said = "which checkpoints are the last is not known beforehand where durations are times"
         yield ("averaging", "method"), f"{said}; give steps, tokens or epochs, or take ema"
-    if recipe.parallel.strategy == "fsdp" and train.precision == "fp16":
-        yield ("train", "precision"), "fp16's loss scaling does not go with parallel.strategy: fsdp; set bf16"
+    strategy = recipe.parallel.strategy
+    if strategy in ("fsdp", "deepspeed") and train.precision == "fp16":
+        yield ("train", "precision"), f"fp16's loss scaling does not go with parallel.strategy: {strategy}; set bf16"
+    if strategy == "deepspeed" and recipe.optimizer.name == "muon":
+        said = "muon needs whole matrices, and parallel.strategy: deepspeed gives it shares of flattened ones"
+        yield ("optimizer", "name"), f"{said}; set parallel.strategy: fsdp"
+    if strategy == "deepspeed" and train.compile is True:
+        yield ("train", "compile"), "true does not go with parallel.strategy: deepspeed; set auto, which leaves it out"
     if recipe.hub.push == "checkpoints" and not recipe.hub.repo_id:
         yield ("hub", "push"), "checkpoints goes with hub.repo_id, which is missing"
     if recipe.hub.repo_id and (problem := repo_id_problem(recipe.hub.repo_id)):
@@ -311,9 +317,9 @@ def _idle_keys(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
     if recipe.schedule.name != "wsd":
         for key in ("decay", "shape"):
             yield ("schedule", key), f"{key} is for wsd, and the schedule is {recipe.schedule.name}"
-    if recipe.parallel.strategy != "fsdp":
-        for key in ("shard_within", "reshard_after_forward"):
-            yield ("parallel", key), f"{key} is for fsdp, and the strategy is {recipe.parallel.strategy}"
+    for key, strategy in (("shard_within", "fsdp"), ("reshard_after_forward", "fsdp"), ("zero_stage", "deepspeed")):
+        if recipe.parallel.strategy != strategy:
+            yield ("parallel", key), f"{key} is for {strategy}, and the strategy is {recipe.parallel.strategy}"
     for key, method in (("decay", "ema"), ("last", "checkpoints")):
         if recipe.averaging.method != method:
             said = f"{key} is for method: {method}, and the method is {recipe.averaging.method}"

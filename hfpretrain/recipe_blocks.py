@@ -306,12 +306,13 @@ class Checkpoints:
 
 @dataclass(frozen=True, kw_only=True)
 class Parallel:
-    """How several processes train one model. What is learnt is the same, but for rounding and, in bf16, for fsdp's
-    arithmetic."""
+    """How several processes train one model. What is learnt is the same, but for rounding and, in bf16, for the
+    arithmetic of fsdp and deepspeed."""
 
-    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    strategy: Literal["auto", "ddp", "fsdp", "deepspeed"] = "auto"
     """ddp: each process holds the whole model. fsdp: weights, gradients and the optimizer's state are shared out among
-    the processes (FSDP2), for models that one device cannot hold; in bf16 everything is computed in it. One process
+    the processes (FSDP2), for models that one device cannot hold; in bf16 everything is computed in it. deepspeed: what
+    zero_stage says is shared out, by DeepSpeed's ZeRO, which `pip install "hfpretrain[deepspeed]"` brings. One process
     alone has nothing to share out. auto: ddp, or what `accelerate launch` was configured for."""
     shard_within: Annotated[int, Range(minimum=2)] | None = None
     """fsdp only: processes that hold the model together, e.g. those of one machine; groups of them are replicas (HSDP).
@@ -319,6 +320,8 @@ class Parallel:
     reshard_after_forward: bool = True
     """fsdp only: let go of a layer's weights after its forward pass and gather them again for the backward pass. false
     takes more memory and gathers once."""
+    zero_stage: Annotated[int, Range(minimum=1, maximum=3)] = 2
+    """deepspeed only: what is shared out. 1: the optimizer's state; 2: gradients as well; 3: weights as well."""
 
 
 @dataclass(frozen=True, kw_only=True)

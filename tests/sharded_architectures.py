@@ -15,10 +15,11 @@ from hfpretrain.modeling.attention import prove_document_masking
 from hfpretrain.modeling.loss import Loss, prove_shortcuts
 from hfpretrain.modeling.model import build_model
 from hfpretrain.modeling.objective import IGNORED, MicroBatch, target_places
+from hfpretrain.modeling.parameters import is_sharded
 from hfpretrain.recipe import Parallel
 from hfpretrain.training.optimizer import build_optimizers
 from hfpretrain.training.session import open_accelerator
-from hfpretrain.training.sharding import is_sharded, shard, whole, whole_weights
+from hfpretrain.training.sharding import shard, whole, whole_weights
 
 ROWS, LENGTH = 4, 16
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")

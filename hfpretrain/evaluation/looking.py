@@ -7,10 +7,10 @@ from itertools import chain, repeat
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
 
 from hfpretrain.modeling.loss import Loss, Scores
 from hfpretrain.modeling.objective import MicroBatch, target_places
+from hfpretrain.modeling.parameters import is_sharded
 
 
 def few_tokens() -> MicroBatch:
@@ -47,7 +47,7 @@ class Looker:
         `of` is how many there are, about. A sharded model is run by all processes together: who has no more runs it on
         a few tokens that do not count, as long as another one has some.
         """
-        together = isinstance(self.model, FSDPModule)
+        together = is_sharded(self.model)
         number = 0
         for batch in chain(micro_batches, repeat(None) if together else ()):
             self.given_up, more = self.stopped(), batch is not None

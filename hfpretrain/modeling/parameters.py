@@ -3,10 +3,18 @@
 from typing import Any
 
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+SHARED = "hfpretrain_zero"
+"""The attribute of a model that DeepSpeed shares out, by which it is known."""
 _FEED_FORWARD = ("intermediate_size", "ffn_dim", "n_inner", "hidden_dim", "ffn_hidden_size")
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether the processes share out what a model is trained with, so that all of them have to run it together."""
+    return isinstance(model, FSDPModule) or hasattr(model, SHARED)
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -13,9 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hfpretrain.errors import CheckpointError
+from hfpretrain.modeling.parameters import is_sharded
 from hfpretrain.recipe import Recipe
 from hfpretrain.training.schedule import Plan
-from hfpretrain.training.sharding import is_sharded, local, settle, shared_like, whole_weights
+from hfpretrain.training.sharding import own_share, own_weights, settle, weights_written, whole_weights
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ class Average:
             added = 1 / (self.steps + 1)
         else:
             return
-        named = _shares(model)
+        named = own_weights(model)
         if self.weights:
             torch._foreach_lerp_(list(self.weights.values()), [named[name] for name in self.weights], added)
         else:
@@ -70,11 +71,12 @@ class Average:
     @contextmanager
     def in_place(self, model: nn.Module) -> Iterator[None]:
         """The model has the average as its weights meanwhile."""
-        named = _shares(model)
+        named = own_weights(model)
         own = {name: named[name].clone() for name in self.weights}
         with torch.no_grad():
             for name, tensor in self.weights.items():
                 named[name].copy_(tensor)
+        weights_written(model)
         try:
             yield
         finally:
@@ -82,6 +84,7 @@ class Average:
             with torch.no_grad():
                 for name, tensor in own.items():
                     named[name].copy_(tensor)
+            weights_written(model)
 
     def whole(self, model: nn.Module) -> dict[str, Tensor]:
         """The average by the parameters' names; of a sharded model all of its state with the average in it, on the
@@ -106,18 +109,11 @@ class Average:
             if int(told["first"]) != self.first and int(told["steps"]):
                 log.warning("other checkpoints are the last ones now: their average begins anew")
                 return
-            like = dict(model.named_parameters())
             self.weights = {
-                name: local(shared_like(opened.get_tensor(name), like[name]))
+                name: own_share(model, name, opened.get_tensor(name))
                 for name in opened.keys()  # noqa: SIM118 - no mapping
             }
             self.steps = int(told["steps"])
-
-
-def _shares(model: nn.Module) -> dict[str, Tensor]:
-    """The weights by name, or this process's shares of them, in the model's own memory."""
-    settle(model)
-    return {name: local(parameter.detach()) for name, parameter in model.named_parameters()}
 
 
 def due(plan: Plan, recipe: Recipe, step: int) -> bool:

@@ -23,17 +23,19 @@ from hfpretrain.errors import CheckpointError
 from hfpretrain.files import bytes_below, commit_folder, free_bytes, lack_of_room, make_folder, remove, size_in_words
 from hfpretrain.hub import first_line
 from hfpretrain.model_files import check_model_files
+from hfpretrain.modeling.parameters import is_sharded
 from hfpretrain.run import DAMAGED, PROGRESS, list_checkpoints
 from hfpretrain.training.averaging import Average
 from hfpretrain.training.optimizer import settings_kept
 from hfpretrain.training.sharding import (
     SHARDS,
     class_of,
-    is_sharded,
     load_optimizers,
     load_weights,
     local,
     save_optimizers,
+    save_whole,
+    whole_bytes,
     whole_weights,
 )
 
@@ -107,7 +109,7 @@ def save_shares(
     save_optimizers(folder, model, optimizers)
     if accelerator.is_main_process:
         plain: PreTrainedModel = accelerator.unwrap_model(model)
-        plain.save_pretrained(folder, state_dict={**(weights or {})})  # which takes out what it has saved
+        save_whole(plain, folder, weights)
         if average is not None:
             average.save(folder, averaged)
 
@@ -175,6 +177,9 @@ def require_room(what: str, folder: Path, needed: int) -> None:
 
 def saved_bytes(model: torch.nn.Module, optimizers: Iterable[torch.optim.Optimizer] = ()) -> int:
     """About how many bytes a model, and the state of its optimizers, take on the disk."""
+    optimizers = list(optimizers)
+    if (whole := whole_bytes(model, with_optimizer=bool(optimizers))) is not None:
+        return whole + SMALL_FILES
     tensors: list[torch.Tensor] = list(model.state_dict().values())
     for optimizer in optimizers:
         for state in optimizer.state.values():

@@ -1,6 +1,7 @@
 """Evaluations during a run: what they are written down as, and that a signal puts them off."""
 
 from hfpretrain.card import sample_in_words
+from hfpretrain.modeling.parameters import is_sharded
 from hfpretrain.training.begin import Progress
 from hfpretrain.training.console import Display
 from hfpretrain.training.guard import gathered
@@ -8,7 +9,6 @@ from hfpretrain.training.metrics import Metrics
 from hfpretrain.training.reporting import refresh_page
 from hfpretrain.training.samples import samples_now
 from hfpretrain.training.session import Session
-from hfpretrain.training.sharding import is_sharded
 from hfpretrain.training.signals import StopRequest
 
 

@@ -21,7 +21,7 @@ from hfpretrain.training.metrics import Metrics
 from hfpretrain.training.reporting import add_page, floor_of
 from hfpretrain.training.samples import example_texts, samples_of
 from hfpretrain.training.session import Session, describe, utilisation
-from hfpretrain.training.sharding import whole_weights
+from hfpretrain.training.sharding import save_whole, whole_weights
 
 log = logging.getLogger(__name__)
 
@@ -103,12 +103,11 @@ def save_final(
     """
     run, model = session.run, session.accelerator.unwrap_model(session.model, keep_torch_compile=False)
     session.tokenizer.save_pretrained(run.partial)
-    # What is given is taken out of when it is saved.
-    model.save_pretrained(run.partial, state_dict=None if weights is None else {**weights})
+    save_whole(model, run.partial, weights)
     if session.average is not None:
         beside = run.partial / run.averaged.name
         if weights is not None:
-            model.save_pretrained(beside, state_dict={**of_average})
+            save_whole(model, beside, of_average)
         else:
             with session.average.in_place(model):
                 model.save_pretrained(beside)

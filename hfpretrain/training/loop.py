@@ -27,13 +27,14 @@ from hfpretrain.training.console import Display
 from hfpretrain.training.evaluating import evaluate_now
 from hfpretrain.training.finish import complete, finish
 from hfpretrain.training.guard import gathered, leave_out
+from hfpretrain.training.launched import as_launched
 from hfpretrain.training.metrics import Metrics
 from hfpretrain.training.optimizer import set_learning_rate
 from hfpretrain.training.publisher import Publisher
 from hfpretrain.training.reporting import refresh_page
 from hfpretrain.training.schedule import Plan, learning_rate_factor
-from hfpretrain.training.session import Session, as_launched, open_accelerator, prepare_session, utilisation
-from hfpretrain.training.sharding import gradients_kept, whole
+from hfpretrain.training.session import Session, open_accelerator, prepare_session, utilisation
+from hfpretrain.training.sharding import backward, clip_gradients, gradients_kept
 from hfpretrain.training.signals import SAVED, StopNow, StopRequest, stop_on_signals
 from hfpretrain.training.together import at_leisure, meeting_others, together, wait_less
 from hfpretrain.training.trackers import check_trackers
@@ -240,13 +241,13 @@ def train_step(session: Session, step: int, micro_batches: list[MicroBatch], tar
             with nullcontext() if last else gradients_kept(model, accelerator):
                 with accelerator.autocast():
                     loss = session.loss(model, batch)
-                accelerator.backward(loss * (accelerator.num_processes / max(targets, 1)))
+                backward(model, accelerator, loss * (accelerator.num_processes / max(targets, 1)))
             total += loss.detach()
     with session.phases("optimizer"):
         if accelerator.num_processes > 1:
             total = accelerator.reduce(total, reduction="sum")
         clip = session.recipe.train.gradient_clip or float("inf")
-        norm = whole(torch.as_tensor(accelerator.clip_grad_norm_(model.parameters(), clip))).detach()
+        norm = clip_gradients(model, accelerator, clip)
         verdict = session.guard.judge(total / max(targets, 1), norm)
         overflow = torch.zeros_like(norm)
         if accelerator.scaler is None:

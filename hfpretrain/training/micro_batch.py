@@ -18,8 +18,9 @@ import torch
 
 from hfpretrain import hardware
 from hfpretrain.files import cache_folder, json_object, write_whole
+from hfpretrain.modeling.parameters import is_sharded
 from hfpretrain.recipe_stages import longest_block
-from hfpretrain.training.sharding import gradients_kept, is_sharded, shares
+from hfpretrain.training.sharding import backward, forget_gradients, gradients_kept, shares
 
 if TYPE_CHECKING:
     from hfpretrain.training.session import Session
@@ -152,10 +153,10 @@ def seconds_of(session: "Session", size: int) -> float:
         with nullcontext() if together else gradients_kept(session.model, session.accelerator):
             with session.accelerator.autocast():
                 loss = session.loss(session.model, batch)
-            session.accelerator.backward(loss)
+            backward(session.model, session.accelerator, loss)
         loss.item()
         seconds = min(seconds, time.perf_counter() - began)
-    session.model.zero_grad(set_to_none=True)
+    forget_gradients(session.model)
     if together:
         seconds = float(session.accelerator.gather(torch.tensor([seconds], device=session.accelerator.device)).max())
     return seconds

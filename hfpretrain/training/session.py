@@ -29,7 +29,7 @@ from hfpretrain.modeling.model import build_model
 from hfpretrain.modeling.objective import Collator, check_tokenizer
 from hfpretrain.modeling.parameters import count_parameters, count_without_embeddings, shape_of
 from hfpretrain.modeling.tokenizer import build_tokenizer, load_tokenizer
-from hfpretrain.recipe import Amount, Model, Parallel, Recipe, Source
+from hfpretrain.recipe import Amount, Model, Recipe, Source
 from hfpretrain.recipe_stages import batch_sizes, longest_block, training_sources
 from hfpretrain.report import Curves
 from hfpretrain.run import Run
@@ -42,7 +42,9 @@ from hfpretrain.training.metrics import Phases
 from hfpretrain.training.micro_batch import choose_micro_batch_size
 from hfpretrain.training.optimizer import build_optimizers
 from hfpretrain.training.schedule import Plan
-from hfpretrain.training.sharding import shard_proven, shares
+from hfpretrain.training.sharding import bytes_each, shard_proven, shares
+from hfpretrain.training.zero import can_fuse, computes_in_half
+from hfpretrain.training.zero_library import tell_device
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +52,6 @@ log = logging.getLogger(__name__)
 PATIENCE = timedelta(hours=4)
 """How long processes wait for one of them, which may be preparing the data, writing or hashing a checkpoint; NCCL's own
 10 minutes are too few for that. One that ends is noticed by its launcher, one that hangs only so late."""
-CONFIGURED = "HFPRETRAIN_ACCELERATE_FSDP"
-"""In the environment where `accelerate config` has chosen FSDP."""
 COUNTED_BLOCKS = 8
 """Blocks whose operations are counted: enough for the share of targets to be near the usual one."""
 
@@ -100,6 +100,7 @@ def prepare_session(recipe: Recipe, run: Run, accelerator: Accelerator, checkpoi
     """
     transformers.utils.logging.disable_progress_bar()  # a bar for every file saved
     sharded = shares(recipe.parallel, accelerator.num_processes) > 1
+    strategy = recipe.parallel.strategy if sharded else "ddp"
     if accelerator.device.type == "cpu":
         hardware.keep_freed_memory(not sharded)
     carried = recipe.optimizer.from_checkpoint and checkpoint is None
@@ -113,9 +114,14 @@ def prepare_session(recipe: Recipe, run: Run, accelerator: Accelerator, checkpoi
     model = build_model(at_hand(recipe, checkpoint), tokenizer)
     rate = learning_rate(recipe, model, plan)
     how = document_masking(recipe, model)
-    compiled = recipe.train.compile is True or (recipe.train.compile == "auto" and accelerator.device.type == "cuda")
+    compiled = recipe.train.compile is True or (
+        recipe.train.compile == "auto" and accelerator.device.type == "cuda" and strategy != "deepspeed"
+    )
     collator = Collator(recipe, tokenizer, isolated=how is not None, steps=plan.steps, static=compiled)
     shortcuts = choose_shortcuts(recipe, model, how, collator)
+    if strategy == "deepspeed" and shortcuts.fused and not can_fuse(model, recipe.parallel):
+        shortcuts = replace(shortcuts, fused=False)
+        log.info("%s: logits are kept whole, as its head is of several parts and zero_stage 3", model.config.model_type)
     loss = Loss(model, how, shortcuts, recipe.train.z_loss)
     evaluator = prepare_evaluator(recipe, tokenizer, model, loss, accelerator, batches=batches, collator=collator)
     precision = hardware.choose_precision(recipe.train.precision, accelerator.device)
@@ -155,7 +161,7 @@ def prepare_session(recipe: Recipe, run: Run, accelerator: Accelerator, checkpoi
         "device": hardware.device_name(accelerator.device),
         "hardware_flops_per_second": round(hardware.matrix_rate(accelerator.device, precision)),
         "processes": accelerator.num_processes,
-        "parallel": ("fsdp" if sharded else "ddp") if accelerator.num_processes > 1 else None,
+        "parallel": strategy if accelerator.num_processes > 1 else None,
         "versions": hardware.versions(),
     }
     if activation_checkpointing(recipe, model, accelerator.device, accelerator.num_processes):
@@ -163,10 +169,11 @@ def prepare_session(recipe: Recipe, run: Run, accelerator: Accelerator, checkpoi
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
         facts["activation_checkpointing"] = True
-    if recipe.parallel.strategy == "fsdp" and not sharded:
-        log.info("parallel.strategy: fsdp: one process has nothing to share out")
-    if sharded:
-        shard_proven(model, loss, accelerator, recipe.parallel, precision)
+    if recipe.parallel.strategy in ("fsdp", "deepspeed") and not sharded:
+        log.info("parallel.strategy: %s: one process has nothing to share out", recipe.parallel.strategy)
+    prepared: torch.nn.Module = model
+    if strategy == "fsdp":
+        shard_proven(model, loss, [], accelerator, recipe.parallel, precision)
     else:
         model.to(accelerator.device)
     optimizers = build_optimizers(model, recipe.optimizer, lr=rate, fast_dtype=hardware.fast_dtype(accelerator.device))
@@ -178,11 +185,16 @@ def prepare_session(recipe: Recipe, run: Run, accelerator: Accelerator, checkpoi
         torch.cuda.reset_peak_memory_stats(accelerator.device)
     if compiled:  # not before the counting: what the compiler meets in such a mode it passes over ever after
         model.compile()
+    model.train()
+    if strategy == "deepspeed":  # it takes whole models, and optimizers of them
+        prepared, optimizers = shard_proven(model, loss, optimizers, accelerator, recipe.parallel, precision)
     if carried:
         carry_over(recipe, model, optimizers)
     average = Average.of(recipe, plan)
-    optimizers = [accelerator.prepare(optimizer) for optimizer in optimizers]
-    prepared = model.train() if sharded else accelerator.prepare(model.train())
+    if strategy != "deepspeed":
+        optimizers = [accelerator.prepare(optimizer) for optimizer in optimizers]
+    if not sharded:
+        prepared = accelerator.prepare(model)
     save_with_transformers(accelerator, average)
     session = Session(
         recipe=recipe,
@@ -231,32 +243,6 @@ def hub_name(name: str | None) -> str | None:
     return None if name is None or Path(name).expanduser().exists() else name
 
 
-def as_launched(recipe: Recipe) -> Recipe:
-    """The recipe, with the strategy that `accelerate config` chose where it says none of its own.
-
-    RecipeError for one that is not there.
-    """
-    for name, called in (("DEEPSPEED", "DeepSpeed"), ("MEGATRON_LM", "Megatron-LM")):
-        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
-            raise RecipeError(
-                f"accelerate's configuration asks for {called}, which is not there",
-                hint="choose FSDP or plain data parallelism in `accelerate config`",
-            )
-    if os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() == "true":  # or Accelerate would wrap the model itself
-        os.environ[CONFIGURED] = "true"
-    if CONFIGURED not in os.environ or recipe.parallel.strategy != "auto":
-        return recipe
-    again = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() != "false"
-    parallel = Parallel(strategy="fsdp", reshard_after_forward=again)
-    if int(os.environ.get("RANK", "0")) == 0:
-        if os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() == "true":
-            log.warning(
-                "accelerate's configuration asks for offloading, which is not there: weights stay on the devices"
-            )
-        log.info("accelerate's configuration asks for FSDP: parallel.strategy is fsdp (FSDP2)")
-    return replace(recipe, parallel=parallel)
-
-
 def open_accelerator(recipe: Recipe) -> Accelerator:
     """Accelerate's view of the processes and devices, with the recipe's precision."""
     AcceleratorState._reset_state()  # several runs in one Python process may differ in precision
@@ -264,19 +250,24 @@ def open_accelerator(recipe: Recipe) -> Accelerator:
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     on_cpu = processes > 1 and not torch.accelerator.is_available()
     device = PartialState(cpu=on_cpu, timeout=PATIENCE, **meeting(PATIENCE)).device
+    tell_device(device)
     precision = hardware.choose_precision(recipe.train.precision, device)
     if precision == "fp16" and recipe.optimizer.name == "muon":
         raise RecipeError("optimizer.name: muon does not go with fp16's loss scaling", hint="set train.precision: bf16")
-    if precision == "fp16" and shares(recipe.parallel, processes) > 1:
-        raise RecipeError(
-            "train.precision: fp16's loss scaling does not go with parallel.strategy: fsdp", hint="set bf16"
-        )
+    strategy = recipe.parallel.strategy if shares(recipe.parallel, processes) > 1 else "ddp"
+    if precision == "fp16" and strategy != "ddp":
+        said = f"train.precision: fp16's loss scaling does not go with parallel.strategy: {strategy}"
+        raise RecipeError(said, hint="set bf16")
+    if strategy == "deepspeed" and recipe.optimizer.name == "muon":
+        said = "optimizer.name: muon needs whole matrices, and deepspeed gives it shares of flattened ones"
+        raise RecipeError(said, hint="set parallel.strategy: fsdp")
     if precision == "fp16" and device.type == "cpu":
         raise RecipeError("train.precision: fp16 needs a GPU", hint="set train.precision: auto")
+    in_half = strategy == "deepspeed" and computes_in_half(recipe.parallel, precision)
     accelerator = Accelerator(
         cpu=device.type == "cpu",
         # Sharded weights are gathered in the precision that they are multiplied in, without autocast.
-        mixed_precision="no" if precision == "fp32" or shares(recipe.parallel, processes) > 1 else precision,
+        mixed_precision="no" if precision == "fp32" or strategy == "fsdp" or in_half else precision,
         # The loop divides by the targets of the whole step itself, whatever the environment says.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
@@ -336,7 +327,7 @@ def activation_checkpointing(recipe: Recipe, model: PreTrainedModel, device: tor
         return setting
     if not model.supports_gradient_checkpointing:
         return False
-    needed = 16 * count_parameters(model) / shares(recipe.parallel, processes) + activation_bytes(recipe, model)
+    needed = bytes_each(recipe.parallel, processes) * count_parameters(model) + activation_bytes(recipe, model)
     if needed <= hardware.total_memory(device):
         return False
     log.info("activation checkpointing is used: a block needs about %s without it", size_in_words(needed))

@@ -1,8 +1,8 @@
 """Sharded training: each process holds a share of every weight, of its gradient and of the optimizer's state.
 
-FSDP2 (Zhao et al. 2023) as torch has it, `fully_shard`: a layer is gathered while it runs. What of a run needs whole
-tensors, or has all processes do alike what otherwise each does for itself, asks here; with DDP, or one process, these
-functions do the plain thing.
+FSDP2 (Zhao et al. 2023) as torch has it, `fully_shard`: a layer is gathered while it runs. Or DeepSpeed's ZeRO, in
+`zero`. What of a run needs whole tensors, or has all processes do alike what otherwise each does for itself, asks here;
+with DDP, or one process, these functions do the plain thing.
 """
 
 import logging
@@ -32,8 +32,9 @@ from hfpretrain.evaluation.looking import few_tokens
 from hfpretrain.hardware import Precision
 from hfpretrain.hub import first_line
 from hfpretrain.modeling.loss import Loss
-from hfpretrain.modeling.parameters import layers_of
+from hfpretrain.modeling.parameters import is_sharded, layers_of
 from hfpretrain.recipe import Parallel
+from hfpretrain.training.zero import Zero, open_zero
 
 log = logging.getLogger(__name__)
 
@@ -41,57 +42,74 @@ SHARDS = "optimizer"
 """The folder of a checkpoint with the optimizer's state, each process's share in a file of its own."""
 
 
-def is_sharded(model: nn.Module) -> bool:
-    """Whether the model's weights are shared out, so that all processes have to run it together."""
-    return isinstance(model, FSDPModule)
-
-
 def shares(settings: Parallel, processes: int) -> int:
-    """Among how many processes the weights are shared out; 1 where each holds them all."""
-    return (settings.shard_within or processes) if settings.strategy == "fsdp" and processes > 1 else 1
+    """Among how many processes the optimizer's state is shared out, and more than that; 1 where each holds all."""
+    within = {"fsdp": settings.shard_within or processes, "deepspeed": processes}
+    return within.get(settings.strategy, 1) if processes > 1 else 1
+
+
+def bytes_each(settings: Parallel, processes: int) -> float:
+    """Of each parameter a process keeps so many bytes of weight, gradient, AdamW's moments, and ZeRO's masters."""
+    if settings.strategy != "deepspeed" or processes == 1:
+        return 16 / shares(settings, processes)
+    return {1: 8 + 12 / processes, 2: 4 + 16 / processes, 3: 18 / processes}[settings.zero_stage]
 
 
 def class_of(model: nn.Module) -> Any:
     """The model's own class, of which a sharded one has a subclass made by torch."""
-    return type(model).__mro__[2] if is_sharded(model) else type(model)
+    return type(model).__mro__[2] if isinstance(model, FSDPModule) else type(model)
 
 
 def shard_proven(
-    model: PreTrainedModel, loss: Loss, accelerator: Accelerator, settings: Parallel, precision: Precision
-) -> None:
+    model: PreTrainedModel,
+    loss: Loss,
+    optimizers: list[torch.optim.Optimizer],
+    accelerator: Accelerator,
+    settings: Parallel,
+    precision: Precision,
+) -> tuple[nn.Module, list[torch.optim.Optimizer]]:
     """Shares out the model's weights, and sees that a few tokens have the loss and the gradient that they had before.
 
-    Raises RecipeError where they have not, as with weights that layers have in common.
+    Returns what is run and stepped from now on: of FSDP2 the model itself, and the optimizers, which are to be built
+    later; of DeepSpeed its engine and optimizer. Raises RecipeError where loss or gradient are others, as with weights
+    that layers have in common.
     """
-    before = _seen(model, loss)
+    before = _seen(model, loss, accelerator)
+    run: nn.Module = model
     cannot = f"parallel.strategy: the weights of {model.config.model_type} cannot be shared out"
     hint = "set parallel.strategy: ddp"
     try:
-        shard(model, accelerator, settings, precision)
-        after = _seen(model, loss)
+        if settings.strategy == "deepspeed":
+            (adamw,) = optimizers  # muon was refused
+            zero = open_zero(model, loss, adamw, accelerator.device, settings, precision)
+            run, optimizers = zero.engine, [zero.optimizer]
+        else:
+            shard(model, accelerator, settings, precision)
+        after = _seen(run, loss, accelerator)
     except RecipeError:
         raise
-    except Exception as error:  # whatever torch says of a model that is built in another way
+    except Exception as error:  # whatever a library says of a model that is built in another way
         raise RecipeError(f"{cannot} ({type(error).__name__}: {first_line(error)})", hint=hint) from error
     off = max(abs(one - other) / max(abs(one), 1e-6) for one, other in zip(before, after, strict=True))
     if not off < (1e-3 if precision == "fp32" else 0.1):
         raise RecipeError(f"{cannot}: loss or gradient would be others", hint=hint)
-    if not layers_of(model):
+    if settings.strategy == "fsdp" and not layers_of(model):
         log.info("%s: no layers are found, so that all weights are gathered at once", model.config.model_type)
+    return run, optimizers
 
 
-def _seen(model: PreTrainedModel, loss: Loss) -> tuple[float, float]:
+def _seen(model: nn.Module, loss: Loss, accelerator: Accelerator) -> tuple[float, float]:
     """The loss of a few tokens, and the norm of its gradient, without dropout. No gradients are left."""
     was_training = model.training
     device = next(model.parameters()).device
     model.eval()
     try:
-        total = loss(model, {name: tensor.to(device) for name, tensor in few_tokens().items()})
-        total.backward()  # type: ignore[no-untyped-call]
-        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        return total.item(), whole(nn.utils.get_total_norm(gradients)).item()
+        with accelerator.autocast():
+            total = loss(model, {name: tensor.to(device) for name, tensor in few_tokens().items()})
+        backward(model, accelerator, total)
+        return total.item(), clip_gradients(model, accelerator, float("inf")).item()
     finally:
-        model.zero_grad(set_to_none=True)
+        forget_gradients(model)
         model.train(was_training)
 
 
@@ -151,9 +169,53 @@ def joined(share: Tensor, like: Tensor) -> Tensor:
 
 def settle(model: nn.Module) -> None:
     """Lets go of what a forward pass has left gathered, so that the model's parameters are the shares again."""
-    for module in model.modules() if is_sharded(model) else ():  # averaging asks at every step
+    for module in model.modules() if isinstance(model, FSDPModule) else ():  # averaging asks at every step
         if isinstance(module, FSDPModule):
             module.reshard()
+
+
+def own_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The weights by name, or this process's shares of them, float32, in the memory in which they are trained."""
+    if zero := Zero.of(model):
+        return {name: zero.own(name) for name in zero.shares}
+    settle(model)
+    return {name: local(parameter.detach()) for name, parameter in model.named_parameters()}
+
+
+def own_share(model: nn.Module, name: str, tensor: Tensor) -> Tensor:
+    """Of a whole tensor that is as large as a weight: this process's share, as `own_weights` has it."""
+    if zero := Zero.of(model):
+        return zero.cut(name, tensor).clone()
+    return local(shared_like(tensor, dict(model.named_parameters())[name]))
+
+
+def weights_written(model: nn.Module) -> None:
+    """To be called by every process after writing into `own_weights`: the model computes with that from here on."""
+    if zero := Zero.of(model):
+        zero.spread()
+
+
+def backward(model: nn.Module, accelerator: Accelerator, loss: Tensor) -> None:
+    """The backward pass of a loss, whose gradients are averaged over the processes."""
+    if zero := Zero.of(model):
+        zero.engine.backward(loss)
+    else:
+        accelerator.backward(loss)
+
+
+def clip_gradients(model: nn.Module, accelerator: Accelerator, most: float) -> Tensor:
+    """The norm of the gradient, [], which is then no longer than `most`. Every process calls it."""
+    if zero := Zero.of(model):
+        return zero.clip(most)
+    return whole(torch.as_tensor(accelerator.clip_grad_norm_(model.parameters(), most))).detach()
+
+
+def forget_gradients(model: nn.Module) -> None:
+    """Leaves no gradient of a backward pass behind."""
+    if zero := Zero.of(model):
+        zero.forget()
+    else:
+        model.zero_grad(set_to_none=True)
 
 
 @contextmanager
@@ -162,6 +224,10 @@ def gradients_kept(model: nn.Module, accelerator: Accelerator) -> Iterator[None]
 
     Those of a sharded model do not, as each would be whole; but replicas add theirs only with the last ones.
     """
+    if zero := Zero.of(model):
+        with zero.kept():
+            yield
+        return
     if not isinstance(model, FSDPModule):
         with accelerator.no_sync(model):
             yield
@@ -178,6 +244,8 @@ def whole_weights(model: nn.Module) -> dict[str, Tensor] | None:
 
     None where the model is whole anyway. Every process calls it.
     """
+    if zero := Zero.of(model):
+        return zero.weights()
     if not is_sharded(model):
         return None
     settle(model)
@@ -191,9 +259,26 @@ def whole_weights(model: nn.Module) -> dict[str, Tensor] | None:
     return state
 
 
+def save_whole(model: PreTrainedModel, folder: Path, weights: dict[str, Tensor] | None) -> None:
+    """Writes the model as save_pretrained does, with its whole weights where they are given, which stay as they are."""
+    # It takes out of what it is given.
+    model.save_pretrained(folder, state_dict=None if weights is None else {**weights})
+    if Zero.of(model):  # which computes in another precision than it keeps and saves
+        model.config.dtype = "float32"
+        model.config.save_pretrained(folder)
+
+
+def whole_bytes(model: nn.Module, *, with_optimizer: bool) -> int | None:
+    """About how many bytes a model that is in pieces takes on the disk; None of one whose tensors say it."""
+    zero = Zero.of(model)
+    return zero.saved_bytes(with_optimizer=with_optimizer) if zero else None
+
+
 def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
     """Gives the model whole weights, which every process has, in place."""
-    if is_sharded(model):
+    if zero := Zero.of(model):
+        zero.load_weights(weights)
+    elif is_sharded(model):
         settle(model)
         set_model_state_dict(model, {**weights}, options=StateDictOptions(full_state_dict=True))
     else:
@@ -207,12 +292,17 @@ def save_optimizers(folder: Path, model: nn.Module, optimizers: Iterable[Any]) -
     nothing in it is a pickle.
     """
     settle(model)
-    state = {
-        f"{name}:{key}": value
-        for name, states in _states(model, optimizers)
-        for key, value in states.items()
-        if isinstance(value, Tensor)
-    }
+    zero = Zero.of(model)
+    state = (
+        zero.state()
+        if zero
+        else {
+            f"{name}:{key}": value
+            for name, states in _states(model, optimizers)
+            for key, value in states.items()
+            if isinstance(value, Tensor)
+        }
+    )
     with _own_cause():
         save(state, storage_writer=HuggingFaceStorageWriter(str(folder / SHARDS), save_distributed=True))
 
@@ -224,6 +314,10 @@ def load_optimizers(folder: Path, model: nn.Module, optimizers: Iterable[Any]) -
     """
     settle(model)
     optimizers = list(optimizers)
+    if zero := Zero.of(model):
+        with _own_cause():
+            zero.load_optimizer(folder, folder / SHARDS)
+        return
     if not (folder / SHARDS).is_dir():
         for number, optimizer in enumerate(optimizers):
             file = folder / f"{OPTIMIZER_NAME}{f'_{number}' if number else ''}.bin"
@@ -253,9 +347,14 @@ def load_optimizers(folder: Path, model: nn.Module, optimizers: Iterable[Any]) -
 
 @contextmanager
 def _own_cause() -> Iterator[None]:
-    """What torch's distributed checkpoint raises on all processes becomes what was raised on the first that failed."""
+    """What torch's distributed checkpoint raises on all processes becomes what was raised on the first that failed.
+
+    It warns wherever a process reads alone, which is meant.
+    """
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+            yield
     except CheckpointException as error:
         cause = next(iter(error.failures.values()))[0]
         raise (cause if isinstance(cause, Exception) else RuntimeError(str(cause))) from error
