@@ -231,14 +231,22 @@ def _contradictions(recipe: Recipe, draft: Draft) -> Iterator[tuple[Keys, str]]:
     if recipe.averaging.method == "checkpoints" and "seconds" in (train.duration.unit, recipe.checkpoints.every.unit):
         said = "which checkpoints are the last is not known beforehand where durations are times"
         yield ("averaging", "method"), f"{said}; give steps, tokens or epochs, or take ema"
-    strategy = recipe.parallel.strategy
-    if strategy in ("fsdp", "deepspeed") and train.precision == "fp16":
-        yield ("train", "precision"), f"fp16's loss scaling does not go with parallel.strategy: {strategy}; set bf16"
-    if strategy == "deepspeed" and recipe.optimizer.name == "muon":
+    parallel = recipe.parallel
+    if parallel.strategy in ("fsdp", "deepspeed") and train.precision == "fp16":
+        said = f"fp16's loss scaling does not go with parallel.strategy: {parallel.strategy}; set bf16"
+        yield ("train", "precision"), said
+    if parallel.strategy == "deepspeed" and recipe.optimizer.name == "muon":
         said = "muon needs whole matrices, and parallel.strategy: deepspeed gives it shares of flattened ones"
         yield ("optimizer", "name"), f"{said}; set parallel.strategy: fsdp"
-    if strategy == "deepspeed" and train.compile is True:
+    if parallel.strategy == "deepspeed" and train.compile is True:
         yield ("train", "compile"), "true does not go with parallel.strategy: deepspeed; set auto, which leaves it out"
+    if parallel.tensor > 1 and parallel.strategy == "deepspeed":
+        yield ("parallel", "tensor"), "does not go with strategy: deepspeed; set strategy: fsdp"
+    if parallel.tensor > 1 and train.precision == "fp16":
+        yield ("train", "precision"), "fp16's loss scaling does not go with parallel.tensor; set bf16"
+    if parallel.tensor > 1 and parallel.shard_within:
+        said = "with parallel.tensor all its groups share out the rest; leave one of them out"
+        yield ("parallel", "shard_within"), said
     if recipe.hub.push == "checkpoints" and not recipe.hub.repo_id:
         yield ("hub", "push"), "checkpoints goes with hub.repo_id, which is missing"
     if recipe.hub.repo_id and (problem := repo_id_problem(recipe.hub.repo_id)):

@@ -322,6 +322,10 @@ class Parallel:
     takes more memory and gathers once."""
     zero_stage: Annotated[int, Range(minimum=1, maximum=3)] = 2
     """deepspeed only: what is shared out. 1: the optimizer's state; 2: gradients as well; 3: weights as well."""
+    tensor: Annotated[int, Range(minimum=1)] = 1
+    """Neighbouring processes that hold the matrices of every layer together and see the same rows (tensor parallelism),
+    for architectures that transformers has a plan for; best within a machine, and a divisor of the heads. Groups of
+    them are replicas, or with fsdp share the rest out."""
 
 
 @dataclass(frozen=True, kw_only=True)

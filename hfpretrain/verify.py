@@ -95,7 +95,7 @@ def replay(path: Path, steps: int) -> Iterator[Finding]:
     whole = [each for each in list_checkpoints(run.checkpoints) if not checkpoint_damage(each)]
     if any((each / SHARDS).is_dir() for each in whole):
         raise RunError(
-            f"{path} was trained in shares (parallel.strategy), and one process does not come to the same bits",
+            f"{path} was trained in shares (parallel), and one process does not come to the same bits",
             hint="without --replay its files are compared with their manifests",
         )
     starts = {int(each.name.removeprefix("step-")): each for each in whole}

@@ -205,7 +205,7 @@ def test_many_wrong_sources_take_a_time_that_grows_with_their_number(write: Any)
         sources = "".join("  - {files: a, split: b}\n" for _ in range(count))
         file = write(f"objective: clm\ndata:\n sources:\n{sources}")
         counted = itertools.count()
-        sys.setprofile(lambda *_, counted=counted: next(counted))  # type: ignore[misc]
+        sys.setprofile(lambda *_, counted=counted: next(counted))
         try:
             lines = errors_of(file)
         finally:

@@ -14,7 +14,7 @@ FLOORS = [
     ["failures", "process"],
     ["recipe"],
     ["terminal"],
-    ["hardware", "hub", "metrics", "run", "shipped"],
+    ["hardware", "hub", "metrics", "place", "run", "shipped"],
     ["data"],
     ["modeling"],
     ["inference", "scaling"],

@@ -17,6 +17,7 @@ from hfpretrain.evaluation.pairs import Pairs, read_pairs
 from hfpretrain.evaluation.results import Evaluated
 from hfpretrain.modeling.loss import Loss
 from hfpretrain.modeling.objective import Collator
+from hfpretrain.place import Place
 from hfpretrain.recipe import Recipe
 
 
@@ -26,6 +27,7 @@ class Evaluator:
 
     loss: Loss
     accelerator: Accelerator
+    place: Place = Place()
     block_size: int
     """Tokens of a block: with the blocks of a micro-batch, how many are looked at at once."""
     batches: Batches | None = None
@@ -58,7 +60,9 @@ class Evaluator:
         None where `stopped`, which is asked before each micro-batch, said so on one of them. `tell` is called after
         each with how many there were, and how many there are, of the part that is looked at.
         """
-        looker = Looker(model=model, loss=self.loss, accelerator=self.accelerator, stopped=stopped, tell=tell)
+        looker = Looker(
+            model=model, loss=self.loss, accelerator=self.accelerator, place=self.place, stopped=stopped, tell=tell
+        )
         was_training = model.training
         model.eval()
         try:
@@ -93,7 +97,7 @@ class Evaluator:
             micro_batch_size=micro_batch_size,
             each=lambda first, scores: self.others.take(first, scores, size),
         )
-        others = self.others.compute(self.accelerator)
+        others = self.others.compute(self.accelerator, self.place)
         masked = self.collator.masked is not None
         found = _computed(sums, None if masked else self._text_bytes(sums))
         if self.mask_id is not None:
@@ -140,7 +144,13 @@ def prepare_evaluator(
     settings, masked = recipe.evaluation, recipe.objective == "mlm"
     with accelerator.main_process_first():  # a metric's script is copied into a cache
         others = OtherMetrics(settings.metrics)
-    evaluator = Evaluator(loss=loss, accelerator=accelerator, others=others, block_size=recipe.data.block_size)
+    evaluator = Evaluator(
+        loss=loss,
+        accelerator=accelerator,
+        place=Place.in_run(accelerator, recipe.parallel),
+        others=others,
+        block_size=recipe.data.block_size,
+    )
     isolated = loss.how is not None
     if settings.pairs is not None:
         begins = text_begins or not isolated

@@ -38,8 +38,8 @@ def look_at_blocks(
 
     `each` gets the place of a micro-batch's first block and what the model made of it.
     """
-    rank, processes = looker.place
-    starts = range(rank * micro_batch_size, count, processes * micro_batch_size)
+    group, groups = looker.place.number, looker.place.of
+    starts = range(group * micro_batch_size, count, groups * micro_batch_size)
     micro_batches = (
         collator(batches.validation_rows(range(start, min(start + micro_batch_size, count)))) for start in starts
     )
@@ -55,11 +55,11 @@ def look_at_each_token(
     looker: Looker, batches: Batches, collator: Collator, count: int, mask_id: int, *, micro_batch_size: int
 ) -> Sums:
     """Each token of those blocks masked by itself, a forward pass per token (Salazar et al. 2020)."""
-    rank, processes = looker.place
-    rows = (row for place in range(rank, count, processes) for row in batches.validation_rows(range(place, place + 1)))
+    group, groups = looker.place.number, looker.place.of
+    rows = (row for place in range(group, count, groups) for row in batches.validation_rows(range(place, place + 1)))
     micro_batches = (batch for row in rows for batch in masked_one_by_one(row, collator, mask_id, micro_batch_size))
     assert batches.validation is not None
-    of = len(range(rank, count, processes)) * -(-batches.validation.block_size // micro_batch_size)
+    of = len(range(group, count, groups)) * -(-batches.validation.block_size // micro_batch_size)
     return _added(looker, [_sums(batch, scores) for batch, scores in looker.scores(micro_batches, of)])
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from hfpretrain.modeling.loss import Loss, Scores
 from hfpretrain.modeling.objective import MicroBatch, target_places
 from hfpretrain.modeling.parameters import is_sharded
+from hfpretrain.place import Place
 
 
 def few_tokens() -> MicroBatch:
@@ -31,15 +32,12 @@ class Looker:
     model: torch.nn.Module
     loss: Loss
     accelerator: Accelerator
+    place: Place = Place()
+    """Who has seen the same as a neighbour does not count."""
     stopped: Callable[[], bool] = lambda: False
     tell: Callable[[int, int], None] = lambda done, of: None
     """Called after each micro-batch with how many there were, and how many there are, about."""
     given_up: bool = False
-
-    @property
-    def place(self) -> tuple[int, int]:
-        """The number of this process, and how many there are."""
-        return self.accelerator.process_index, self.accelerator.num_processes
 
     def scores(self, micro_batches: Iterable[MicroBatch], of: int) -> Iterator[tuple[MicroBatch, Scores]]:
         """Each micro-batch, on the device, with what the model made of it; `stopped` is asked before each.
@@ -70,7 +68,7 @@ class Looker:
 
     def added(self, own: Tensor) -> Tensor:
         """The sum of all processes' float64 numbers. Raises GivenUp on all of them if one has given up."""
-        numbers = torch.cat([own, own.new_tensor([float(self.given_up)])])
+        numbers = torch.cat([self.place.once(own), own.new_tensor([float(self.given_up)])])
         if self.accelerator.num_processes > 1:
             numbers = self.accelerator.reduce(numbers.to(self.accelerator.device), reduction="sum").cpu()
         if numbers[-1]:

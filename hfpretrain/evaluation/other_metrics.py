@@ -14,6 +14,7 @@ from hfpretrain.files import cache_folder
 from hfpretrain.hub import first_line
 from hfpretrain.modeling.loss import Scores
 from hfpretrain.modeling.objective import IGNORED
+from hfpretrain.place import Place
 
 log = logging.getLogger(__name__)
 
@@ -47,14 +48,14 @@ class OtherMetrics:
         pair = torch.stack([scores.best[kept, 0], scores.labels[kept]]).to(torch.int32).cpu()
         self.found.append((first_block, pair[0], pair[1]))
 
-    def compute(self, accelerator: Accelerator) -> dict[str, float]:
+    def compute(self, accelerator: Accelerator, place: Place) -> dict[str, float]:
         """What each came to, as metric.value; nothing where there was no target.
 
         RecipeError where one fails, on all processes alike.
         """
         if not self.metrics:
             return {}
-        own, self.found = self.found, []
+        own, self.found = [] if place.member else self.found, []
         everything = sorted(gather_object(own) if accelerator.num_processes > 1 else own, key=lambda each: each[0])
         predictions, references = (
             torch.cat([each[number] for each in everything] or [torch.zeros(0)]).tolist() for number in (1, 2)

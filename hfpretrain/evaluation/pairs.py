@@ -60,9 +60,9 @@ class Pairs:
         Processes take turns by batch of about so many tokens.
         """
         likelihoods = torch.zeros(len(self.sentences), dtype=torch.float64)
-        rank, processes = looker.place
-        own = (batch for place, batch in enumerate(self._batches(batch_tokens)) if place % processes == rank)
-        of = -(-sum(1 for _ in self._batches(batch_tokens)) // processes)
+        group, groups = looker.place.number, looker.place.of
+        own = (batch for place, batch in enumerate(self._batches(batch_tokens)) if place % groups == group)
+        of = -(-sum(1 for _ in self._batches(batch_tokens)) // groups)
         for batch, scores in looker.scores(map(self._micro_batch, own), of):
             rows = scores.places // batch["labels"].shape[1]
             likelihoods.index_add_(0, batch["sentences"][rows].cpu(), -scores.nats.cpu().double())

@@ -1,8 +1,11 @@
 """Floating point operations of a training step, counted from what the model really multiplies."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
@@ -14,25 +17,46 @@ log = logging.getLogger(__name__)
 
 
 @torch.no_grad()
-def flops_per_token(model: PreTrainedModel, loss: Loss, batch: MicroBatch) -> float:
+def flops_per_token(model: PreTrainedModel, loss: Loss, batch: MicroBatch, *, numbers: bool = True) -> float:
     """Operations per token of forward and backward: three times those of a forward of `batch`, counted by PyTorch.
 
     Matrix products only, two for each multiplication and addition, attention in full squares: what is called 6N plus
     attention, with the head where it runs (of masked language modeling on the targets, if that is proven). A model
     that the counter cannot follow is taken for one whose every weight but the embeddings multiplies every token.
+    Without `numbers` nothing is computed, where that goes: the model may be large, and not on its device yet.
     """
+    if not numbers:
+        with suppress(Exception), _unheard(), FakeTensorMode(allow_non_fake_inputs=True):
+            return _counted(model, loss, batch)
+    try:
+        return _counted(model, loss, batch)
+    except Exception:
+        log.debug("the counter cannot follow the model", exc_info=True)
+        return estimated_flops_per_token(model, block_size=batch["input_ids"].shape[1])
+
+
+def _counted(model: PreTrainedModel, loss: Loss, batch: MicroBatch) -> float:
     training = model.training
     model.eval()
     try:
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # its products are counted
             loss(model, batch)
-        operations: int = counter.get_total_flops()
-    except Exception:
-        log.debug("the counter cannot follow the model", exc_info=True)
-        return estimated_flops_per_token(model, block_size=batch["input_ids"].shape[1])
     finally:
         model.train(training)
+    operations: int = counter.get_total_flops()
     return 3 * operations / batch["input_ids"].numel()
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """torch logs a trace of what cannot be followed without numbers."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def estimated_flops_per_token(model: PreTrainedModel, *, block_size: int) -> float:

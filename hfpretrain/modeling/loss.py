@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from hfpretrain.data.blocks import PADDING
@@ -107,9 +108,9 @@ class Loss:
         """The sum over targets, float32 []."""
         _, labels, logits, taken = self._forward(model, batch)
         if taken is not None:
-            bias = getattr(self.output, "bias", None)
+            weight, bias = (_plain(getattr(self.output, name, None)) for name in ("weight", "bias"))
             learns = torch.is_grad_enabled()
-            total: Tensor = FusedCrossEntropy.apply(taken, self.output.weight, bias, labels, learns, self.z_loss)  # type: ignore[no-untyped-call]
+            total: Tensor = FusedCrossEntropy.apply(taken, weight, bias, labels, learns, self.z_loss)  # type: ignore[no-untyped-call]
             return total
         total = nn.functional.cross_entropy(logits.float(), labels, reduction="sum", ignore_index=IGNORED)
         if self.z_loss and torch.is_grad_enabled():
@@ -245,6 +246,11 @@ def _scored(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """`nats` and `best` of Scores from logits [n, vocabulary] and labels [n]."""
     nats = nn.functional.cross_entropy(logits.float(), labels, reduction="none", ignore_index=IGNORED)
     return nats, logits.topk(min(BEST, logits.shape[1])).indices
+
+
+def _plain(weight: Tensor | None) -> Tensor | None:
+    """A weight as a plain tensor: with tensor parallelism it is one of the group's, and whole on each process."""
+    return weight.to_local() if isinstance(weight, DTensor) else weight
 
 
 def _added(total: Tensor | None, more: Tensor) -> Tensor:

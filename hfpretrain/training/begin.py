@@ -208,7 +208,7 @@ def begin(session: Session, start: Start) -> Progress:
     progress.bases = {key: session.facts[key] for key in ("base_model", "base_tokenizer", "lineage")}
     session.judged = progress.judged
     session.guard.remember(progress.judged.recent)
-    own = session.batches.sizes.last // int(accelerator.num_processes)
+    own = session.batches.sizes.last // session.place.of
     if recipe.train.micro_batch_size == "auto" and progress.micro_batch_size and own % progress.micro_batch_size == 0:
         session.micro_batch_size = progress.micro_batch_size  # dropout depends on it
     if session.plan.done(progress.step, progress.seconds) >= 1:
@@ -356,5 +356,5 @@ def budget_in_words(session: Session) -> str:
 
 def seconds_per_step(session: Session) -> float:
     """About how long a step of the largest blocks takes: forward and backward, without the optimizer."""
-    own = session.batches.sizes.last // int(session.accelerator.num_processes)
+    own = session.batches.sizes.last // session.place.of
     return seconds_of(session, session.micro_batch_size) * -(-own // session.micro_batch_size)

@@ -30,7 +30,7 @@ def as_launched(recipe: Recipe) -> Recipe:
         if _told(variable):
             os.environ[CONFIGURED] = strategy
         os.environ.pop(variable, None)  # or Accelerate would wrap the model itself
-    if recipe.parallel.strategy == "auto" and (parallel := _configured(os.environ.get(CONFIGURED))) is not None:
+    if recipe.parallel.strategy == "auto" and (parallel := _configured(recipe.parallel)) is not None:
         recipe = replace(recipe, parallel=parallel)
     if recipe.parallel.strategy == "deepspeed" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         require_installed()
@@ -41,12 +41,12 @@ def _told(variable: str, default: str = "false") -> bool:
     return os.environ.get(variable, default).lower() == "true"
 
 
-def _configured(strategy: str | None) -> Parallel | None:
-    """The recipe's block for what was chosen, which is said by the first process."""
-    if strategy is None:
+def _configured(given: Parallel) -> Parallel | None:
+    """The recipe's block with what was chosen, which is said by the first process; None where nothing was."""
+    if (strategy := os.environ.get(CONFIGURED)) is None:
         return None
     if strategy == "fsdp":
-        parallel = Parallel(strategy="fsdp", reshard_after_forward=_told("FSDP_RESHARD_AFTER_FORWARD", "true"))
+        parallel = replace(given, strategy="fsdp", reshard_after_forward=_told("FSDP_RESHARD_AFTER_FORWARD", "true"))
         called, offloads = "FSDP: parallel.strategy is fsdp (FSDP2)", _told("FSDP_OFFLOAD_PARAMS")
     else:
         stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
@@ -56,9 +56,14 @@ def _configured(strategy: str | None) -> Parallel | None:
                 hint="remove it there, and set parallel: {strategy: deepspeed, zero_stage: ...} in the recipe",
             )
         if stage not in ("1", "2", "3"):
-            parallel, called = Parallel(strategy="ddp"), f"DeepSpeed's stage {stage}: parallel.strategy is ddp"
+            parallel, called = replace(given, strategy="ddp"), f"DeepSpeed's stage {stage}: parallel.strategy is ddp"
         else:
-            parallel = Parallel(strategy="deepspeed", zero_stage=int(stage))
+            parallel = replace(given, strategy="deepspeed", zero_stage=int(stage))
+            if given.tensor > 1:
+                raise RecipeError(
+                    "accelerate's configuration asks for DeepSpeed, which does not go with parallel.tensor",
+                    hint="choose FSDP there, or set parallel.strategy in the recipe",
+                )
             called = f"DeepSpeed: parallel.strategy is deepspeed, zero_stage {stage}"
         offloads = any(os.environ.get(each, "none").lower() != "none" for each in OFFLOADS_TO)
     if int(os.environ.get("RANK", "0")) == 0:

@@ -227,7 +227,7 @@ def train_step(session: Session, step: int, micro_batches: list[MicroBatch], tar
     whether (1 or 0) they are no numbers, the loss jumped, and fp16's loss scale left the step out, as `Step` has it.
 
     The gradient is that of the summed loss divided by the targets of the whole step, over all micro-batches and
-    processes; the processes' gradients are averaged, hence their number as a factor.
+    processes; the gradients of those that see other rows are averaged, hence their number as a factor.
     """
     accelerator, model = session.accelerator, session.model
     set_learning_rate(session.optimizers, rate)
@@ -235,17 +235,17 @@ def train_step(session: Session, step: int, micro_batches: list[MicroBatch], tar
     with session.phases("forward_backward"):
         for number, batch in enumerate(micro_batches):
             # Dropout follows from the place in the run, so there is no generator to save.
-            torch.manual_seed(derived(session.recipe.seed, "dropout", step, number, accelerator.process_index))
+            torch.manual_seed(derived(session.recipe.seed, "dropout", step, number, session.place.number))
             batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
             last = number == len(micro_batches) - 1
             with nullcontext() if last else gradients_kept(model, accelerator):
                 with accelerator.autocast():
                     loss = session.loss(model, batch)
-                backward(model, accelerator, loss * (accelerator.num_processes / max(targets, 1)))
+                backward(model, accelerator, loss * (session.place.of / max(targets, 1)))
             total += loss.detach()
     with session.phases("optimizer"):
         if accelerator.num_processes > 1:
-            total = accelerator.reduce(total, reduction="sum")
+            total = accelerator.reduce(session.place.once(total), reduction="sum")
         clip = session.recipe.train.gradient_clip or float("inf")
         norm = clip_gradients(model, accelerator, clip)
         verdict = session.guard.judge(total / max(targets, 1), norm)
@@ -271,8 +271,8 @@ def upcoming(session: Session, step: int, request: StopRequest | None = None) ->
     accelerator = session.accelerator
 
     def load(step: int) -> tuple[list[MicroBatch], int]:
-        own = session.batches.sizes.of(step) // accelerator.num_processes
-        first = own * accelerator.process_index
+        own = session.batches.sizes.of(step) // session.place.of
+        first = own * session.place.number
         rows = session.batches.rows(step, range(first, first + own))
         size = session.micro_batch_size
         micro_batches = [session.collator(rows[start : start + size]) for start in range(0, own, size)]
@@ -299,7 +299,7 @@ def upcoming(session: Session, step: int, request: StopRequest | None = None) ->
             step += 1
             following = worker.submit(load, step)
             if accelerator.num_processes > 1:
-                total = torch.tensor(targets, device=accelerator.device)
+                total = session.place.once(torch.tensor(targets, device=accelerator.device))
                 targets = int(accelerator.reduce(total, reduction="sum"))
             yield micro_batches, targets
     finally:

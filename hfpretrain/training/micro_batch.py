@@ -19,8 +19,9 @@ import torch
 from hfpretrain import hardware
 from hfpretrain.files import cache_folder, json_object, write_whole
 from hfpretrain.modeling.parameters import is_sharded
+from hfpretrain.place import shares
 from hfpretrain.recipe_stages import longest_block
-from hfpretrain.training.sharding import backward, forget_gradients, gradients_kept, shares
+from hfpretrain.training.sharding import backward, forget_gradients, gradients_kept
 
 if TYPE_CHECKING:
     from hfpretrain.training.session import Session
@@ -38,7 +39,7 @@ ROOM = 0.92
 
 def choose_micro_batch_size(session: "Session") -> int:
     """Blocks at once for this process: the recipe's number, what was found before, or what is found now."""
-    own = session.batches.sizes.last // int(session.accelerator.num_processes)
+    own = session.batches.sizes.last // session.place.of
     given = session.recipe.train.micro_batch_size
     if given != "auto":
         return min(given, own)

@@ -29,7 +29,8 @@ from hfpretrain.modeling.model import build_model
 from hfpretrain.modeling.objective import Collator, check_tokenizer
 from hfpretrain.modeling.parameters import count_parameters, count_without_embeddings, shape_of
 from hfpretrain.modeling.tokenizer import build_tokenizer, load_tokenizer
-from hfpretrain.recipe import Amount, Model, Recipe, Source
+from hfpretrain.place import Place, bytes_each, in_words, shares
+from hfpretrain.recipe import Amount, Model, Parallel, Recipe, Source
 from hfpretrain.recipe_stages import batch_sizes, longest_block, training_sources
 from hfpretrain.report import Curves
 from hfpretrain.run import Run
@@ -42,7 +43,7 @@ from hfpretrain.training.metrics import Phases
 from hfpretrain.training.micro_batch import choose_micro_batch_size
 from hfpretrain.training.optimizer import build_optimizers
 from hfpretrain.training.schedule import Plan
-from hfpretrain.training.sharding import bytes_each, shard_proven, shares
+from hfpretrain.training.sharding import shard_proven
 from hfpretrain.training.zero import can_fuse, computes_in_half
 from hfpretrain.training.zero_library import tell_device
 
@@ -74,6 +75,7 @@ class Session:
     phases: Phases
     learning_rate: float
     """The peak of it."""
+    place: Place
     facts: dict[str, Any]
     """What the summary and report.json say about the run."""
     guard: Guard
@@ -115,7 +117,10 @@ def prepare_session(recipe: Recipe, run: Run, accelerator: Accelerator, checkpoi
     rate = learning_rate(recipe, model, plan)
     how = document_masking(recipe, model)
     compiled = recipe.train.compile is True or (
-        recipe.train.compile == "auto" and accelerator.device.type == "cuda" and strategy != "deepspeed"
+        recipe.train.compile == "auto"
+        and accelerator.device.type == "cuda"
+        and strategy != "deepspeed"
+        and recipe.parallel.tensor == 1
     )
     collator = Collator(recipe, tokenizer, isolated=how is not None, steps=plan.steps, static=compiled)
     shortcuts = choose_shortcuts(recipe, model, how, collator)
@@ -161,7 +166,7 @@ def prepare_session(recipe: Recipe, run: Run, accelerator: Accelerator, checkpoi
         "device": hardware.device_name(accelerator.device),
         "hardware_flops_per_second": round(hardware.matrix_rate(accelerator.device, precision)),
         "processes": accelerator.num_processes,
-        "parallel": strategy if accelerator.num_processes > 1 else None,
+        "parallel": in_words(recipe.parallel) if accelerator.num_processes > 1 else None,
         "versions": hardware.versions(),
     }
     if activation_checkpointing(recipe, model, accelerator.device, accelerator.num_processes):
@@ -169,18 +174,21 @@ def prepare_session(recipe: Recipe, run: Run, accelerator: Accelerator, checkpoi
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
         facts["activation_checkpointing"] = True
-    if recipe.parallel.strategy in ("fsdp", "deepspeed") and not sharded:
-        log.info("parallel.strategy: %s: one process has nothing to share out", recipe.parallel.strategy)
+    if recipe.parallel != Parallel() and accelerator.num_processes == 1:
+        log.info("parallel: one process has nothing to share out")
+    rows = batches.rows(0, range(min(COUNTED_BLOCKS, batches.sizes.first)))
+    counted = [collator([row]) for row in rows]  # one by one: counting keeps attention whole, which is large
+    if cut := sharded and recipe.parallel.tensor > 1:  # a process will multiply with its part of the matrices only
+        facts["flops_per_token"] = round(flops_per_token(model, loss, counted[0], numbers=False))
     prepared: torch.nn.Module = model
-    if strategy == "fsdp":
+    if sharded and strategy != "deepspeed":
         shard_proven(model, loss, [], accelerator, recipe.parallel, precision)
     else:
         model.to(accelerator.device)
     optimizers = build_optimizers(model, recipe.optimizer, lr=rate, fast_dtype=hardware.fast_dtype(accelerator.device))
-    rows = batches.rows(0, range(min(COUNTED_BLOCKS, batches.sizes.first)))
-    counted = [collator([row]) for row in rows]  # one by one: counting keeps attention whole, which is large
-    counted = [{name: tensor.to(accelerator.device) for name, tensor in batch.items()} for batch in counted]
-    facts["flops_per_token"] = round(sum(flops_per_token(model, loss, batch) for batch in counted) / len(counted))
+    if not cut:
+        counted = [{name: tensor.to(accelerator.device) for name, tensor in batch.items()} for batch in counted]
+        facts["flops_per_token"] = round(sum(flops_per_token(model, loss, batch) for batch in counted) / len(counted))
     if accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(accelerator.device)
     if compiled:  # not before the counting: what the compiler meets in such a mode it passes over ever after
@@ -210,6 +218,7 @@ def prepare_session(recipe: Recipe, run: Run, accelerator: Accelerator, checkpoi
         phases=Phases(accelerator.device),
         micro_batch_size=0,
         learning_rate=rate,
+        place=Place.in_run(accelerator, recipe.parallel),
         facts=facts,
         average=average,
         guard=Guard(recipe.train, accelerator.device, scaled=accelerator.scaler is not None),
@@ -254,9 +263,10 @@ def open_accelerator(recipe: Recipe) -> Accelerator:
     precision = hardware.choose_precision(recipe.train.precision, device)
     if precision == "fp16" and recipe.optimizer.name == "muon":
         raise RecipeError("optimizer.name: muon does not go with fp16's loss scaling", hint="set train.precision: bf16")
-    strategy = recipe.parallel.strategy if shares(recipe.parallel, processes) > 1 else "ddp"
-    if precision == "fp16" and strategy != "ddp":
-        said = f"train.precision: fp16's loss scaling does not go with parallel.strategy: {strategy}"
+    sharded = shares(recipe.parallel, processes) > 1
+    strategy = recipe.parallel.strategy if sharded else "ddp"
+    if precision == "fp16" and sharded:
+        said = "train.precision: fp16's loss scaling does not go with weights that are shared out"
         raise RecipeError(said, hint="set bf16")
     if strategy == "deepspeed" and recipe.optimizer.name == "muon":
         said = "optimizer.name: muon needs whole matrices, and deepspeed gives it shares of flattened ones"
@@ -267,7 +277,7 @@ def open_accelerator(recipe: Recipe) -> Accelerator:
     accelerator = Accelerator(
         cpu=device.type == "cpu",
         # Sharded weights are gathered in the precision that they are multiplied in, without autocast.
-        mixed_precision="no" if precision == "fp32" or strategy == "fsdp" or in_half else precision,
+        mixed_precision="no" if precision == "fp32" or in_half or (sharded and strategy != "deepspeed") else precision,
         # The loop divides by the targets of the whole step itself, whatever the environment says.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
@@ -278,10 +288,11 @@ def open_accelerator(recipe: Recipe) -> Accelerator:
             hint="choose plain data parallelism in `accelerate config`, and parallel.strategy in the recipe",
         )
     first = batch_sizes(recipe.train)[0]  # larger ones are multiples of it
-    if first % accelerator.num_processes:
+    shared_by = Place.in_run(accelerator, recipe.parallel).of
+    if first % shared_by:
+        who = "processes" if shared_by == accelerator.num_processes else "groups of processes"
         raise RecipeError(
-            f"train.batch_size: {first} do not divide by {accelerator.num_processes} processes",
-            hint=f"set a multiple of {accelerator.num_processes}",
+            f"train.batch_size: {first} do not divide by {shared_by} {who}", hint=f"set a multiple of {shared_by}"
         )
     if not accelerator.is_main_process:
         logging.getLogger("hfpretrain").setLevel(logging.ERROR)

@@ -1,8 +1,9 @@
 """Sharded training: each process holds a share of every weight, of its gradient and of the optimizer's state.
 
 FSDP2 (Zhao et al. 2023) as torch has it, `fully_shard`: a layer is gathered while it runs. Or DeepSpeed's ZeRO, in
-`zero`. What of a run needs whole tensors, or has all processes do alike what otherwise each does for itself, asks here;
-with DDP, or one process, these functions do the plain thing.
+`zero`. Or `tensor_parallel`, whose groups FSDP2 makes replicas of each other, or shares the rest out among. What of a
+run needs whole tensors, or has all processes do alike what otherwise each does for itself, asks here; with DDP, or one
+process, these functions do the plain thing.
 """
 
 import logging
@@ -22,7 +23,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
@@ -33,26 +34,15 @@ from hfpretrain.hardware import Precision
 from hfpretrain.hub import first_line
 from hfpretrain.modeling.loss import Loss
 from hfpretrain.modeling.parameters import is_sharded, layers_of
+from hfpretrain.place import Place
 from hfpretrain.recipe import Parallel
+from hfpretrain.training.tensor_parallel import chunks, split
 from hfpretrain.training.zero import Zero, open_zero
 
 log = logging.getLogger(__name__)
 
 SHARDS = "optimizer"
 """The folder of a checkpoint with the optimizer's state, each process's share in a file of its own."""
-
-
-def shares(settings: Parallel, processes: int) -> int:
-    """Among how many processes the optimizer's state is shared out, and more than that; 1 where each holds all."""
-    within = {"fsdp": settings.shard_within or processes, "deepspeed": processes}
-    return within.get(settings.strategy, 1) if processes > 1 else 1
-
-
-def bytes_each(settings: Parallel, processes: int) -> float:
-    """Of each parameter a process keeps so many bytes of weight, gradient, AdamW's moments, and ZeRO's masters."""
-    if settings.strategy != "deepspeed" or processes == 1:
-        return 16 / shares(settings, processes)
-    return {1: 8 + 12 / processes, 2: 4 + 16 / processes, 3: 18 / processes}[settings.zero_stage]
 
 
 def class_of(model: nn.Module) -> Any:
@@ -76,8 +66,8 @@ def shard_proven(
     """
     before = _seen(model, loss, accelerator)
     run: nn.Module = model
-    cannot = f"parallel.strategy: the weights of {model.config.model_type} cannot be shared out"
-    hint = "set parallel.strategy: ddp"
+    cannot = f"parallel: the weights of {model.config.model_type} cannot be shared out so"
+    hint = "set parallel.tensor: 1" if settings.tensor > 1 else "set parallel.strategy: ddp"
     try:
         if settings.strategy == "deepspeed":
             (adamw,) = optimizers  # muon was refused
@@ -113,7 +103,7 @@ def _seen(model: nn.Module, loss: Loss, accelerator: Accelerator) -> tuple[float
         model.train(was_training)
 
 
-def shard(model: nn.Module, accelerator: Accelerator, settings: Parallel, precision: Precision = "fp32") -> None:
+def shard(model: PreTrainedModel, accelerator: Accelerator, settings: Parallel, precision: Precision = "fp32") -> None:
     """Shares out the model's weights, on the device, in place: layer by layer, and what is left as one.
 
     Embeddings, norms and the head, which the loss looks at from outside, stay gathered between forward and backward.
@@ -121,16 +111,10 @@ def shard(model: nn.Module, accelerator: Accelerator, settings: Parallel, precis
     a copy of all weights from the forward to the backward pass. Shares, sums of gradients and updates are float32.
     Raises RecipeError where the processes cannot be grouped so.
     """
-    processes = int(accelerator.num_processes)
-    within = shares(settings, processes)
-    if processes % within:
-        raise RecipeError(
-            f"parallel.shard_within: {processes} processes are no groups of {within}",
-            hint="set a divisor of the number of processes",
-        )
-    whole = within == processes
-    shape, names = ((within,), ("shard",)) if whole else ((processes // within, within), ("replicate", "shard"))
-    mesh = init_device_mesh(accelerator.device.type, shape, mesh_dim_names=names)
+    mesh = _mesh(accelerator, settings)
+    if settings.tensor > 1:
+        split(model, mesh["tensor"])
+        mesh = mesh[tuple(name for name in mesh.mesh_dim_names or () if name != "tensor")]
     # Nothing here changes what a model returns in place.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
     arithmetic = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if precision == "bf16" else MixedPrecisionPolicy()
@@ -140,6 +124,23 @@ def shard(model: nn.Module, accelerator: Accelerator, settings: Parallel, precis
     fully_shard(model, mesh=mesh, reshard_after_forward=False, mp_policy=arithmetic)
     for buffer in model.buffers():
         buffer.data = buffer.data.to(accelerator.device)
+
+
+def _mesh(accelerator: Accelerator, settings: Parallel) -> DeviceMesh:
+    """The processes in up to three dimensions: replicas, those that share out the weights, and tensor groups.
+
+    Without fsdp the groups are replicas: none but the group has a share. Raises RecipeError where they do not divide.
+    """
+    places = Place.in_run(accelerator, settings).of
+    within = (settings.shard_within or places) if settings.strategy == "fsdp" else 1
+    if places % within:
+        raise RecipeError(
+            f"parallel.shard_within: {places} processes are no groups of {within}",
+            hint="set a divisor of the number of processes",
+        )
+    sizes = {"replicate": places // within, "shard": within, "tensor": settings.tensor}
+    sizes = {name: size for name, size in sizes.items() if size > 1 or name == "shard"}
+    return init_device_mesh(accelerator.device.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -297,7 +298,7 @@ def save_optimizers(folder: Path, model: nn.Module, optimizers: Iterable[Any]) -
         zero.state()
         if zero
         else {
-            f"{name}:{key}": value
+            f"{name}:{key}": chunks(value)
             for name, states in _states(model, optimizers)
             for key, value in states.items()
             if isinstance(value, Tensor)
@@ -331,7 +332,7 @@ def load_optimizers(folder: Path, model: nn.Module, optimizers: Iterable[Any]) -
         assert isinstance(described, TensorStorageMetadata)  # safetensors hold nothing else
         parameter = parameters[key.rpartition(":")[0]]
         if described.size == parameter.shape:
-            state[key] = torch.zeros_like(parameter, requires_grad=False)
+            state[key] = chunks(torch.zeros_like(parameter, requires_grad=False))
         else:
             state[key] = torch.zeros(described.size, dtype=described.properties.dtype, device=parameter.device)
     with _own_cause():
@@ -342,7 +343,14 @@ def load_optimizers(folder: Path, model: nn.Module, optimizers: Iterable[Any]) -
         found.setdefault(name, {})[what] = value
     for name, states in _states(model, optimizers):
         states.clear()
-        states |= found.get(name, {})
+        states |= {key: _placed(value, parameters[name]) for key, value in found.get(name, {}).items()}
+
+
+def _placed(value: Tensor, parameter: Tensor) -> Tensor:
+    """What was read of a parameter's shape, cut as the parameter is; anything else as it is."""
+    if not isinstance(value, DTensor) or not isinstance(parameter, DTensor):
+        return value
+    return value if value.placements == parameter.placements else value.redistribute(placements=parameter.placements)
 
 
 @contextmanager
