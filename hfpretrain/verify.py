@@ -16,13 +16,13 @@ from hfpretrain.recipe import Hub, Recipe, load
 from hfpretrain.run import Run, checkpoint_damage, list_checkpoints, step_of
 from hfpretrain.training.begin import Progress
 from hfpretrain.training.loop import train
-from hfpretrain.training.sharding import SHARDS
 
 log = logging.getLogger(__name__)
 
 CLOCK = ("tokens_per_second", "mfu", "time")
 """Keys of a line of metrics that depend on the clock."""
-SAME_BITS = ("model.safetensors", "optimizer.bin")
+OF_TENSORS = (".safetensors", ".bin")
+"""Files of a checkpoint with weights, averages and the optimizers' state."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,9 @@ def replay(path: Path, steps: int) -> Iterator[Finding]:
         )
     last = int(max((line["step"] for line in run.metrics()), default=0))
     whole = [each for each in list_checkpoints(run.checkpoints) if not checkpoint_damage(each)]
-    if any((each / SHARDS).is_dir() for each in whole):
+    if any(Progress.read(each).surroundings.get("processes", "1") != "1" for each in whole):
         raise RunError(
-            f"{path} was trained in shares (parallel), and one process does not come to the same bits",
+            f"{path} was trained in several processes, and one does not come to the same bits",
             hint="without --replay its files are compared with their manifests",
         )
     starts = {int(each.name.removeprefix("step-")): each for each in whole}
@@ -165,7 +165,13 @@ def _same_weights(run: Run, copy: Run, end: int, saved: Path | None) -> Finding:
     again = copy.checkpoints / f"step-{end:08d}"
     if saved is None:
         return Finding(what, "not compared: the run has no checkpoint of that step", good=True)
-    differing = [name for name in SAME_BITS if digest(saved / name) != digest(again / name)]
+    then, now = _bits(saved), _bits(again)
+    differing = [name for name in {**then, **now} if then.get(name) != now.get(name)]
     if differing:
         return Finding(what, f"{' and '.join(differing)} differ", good=False)
     return Finding(what, "the same, bit for bit", good=True)
+
+
+def _bits(checkpoint: Path) -> dict[str, str]:
+    """What the files of tensors hold, by their names."""
+    return {each.name: digest(each) for each in sorted(checkpoint.iterdir()) if each.suffix in OF_TENSORS}

@@ -143,26 +143,10 @@ def test_without_it_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert 'pip install "hfpretrain[deepspeed]"' in str(error.value)
 
 
-def test_what_accelerate_may_ask_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = tiny_recipe(tmp_path, "clm")
-    monkeypatch.delenv("HFPRETRAIN_ACCELERATE", raising=False)
-    for stage, strategy in (("0", "ddp"), ("1", "deepspeed")):
-        monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-        monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", stage)
-        assert as_launched(recipe).parallel.strategy == strategy
-        assert as_launched(recipe).parallel.strategy == strategy, "as told before"
-    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", "settings.json")
-    with pytest.raises(RecipeError, match="names a file of DeepSpeed's settings, which is not read"):
-        as_launched(recipe)
-    monkeypatch.setenv("ACCELERATE_USE_MEGATRON_LM", "true")
-    with pytest.raises(RecipeError, match="Megatron-LM, which is not there"):
-        as_launched(recipe)
-
-
 def test_one_process_trains_without_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "hfpretrain")
     run = tiny_run(tmp_path, "clm", "train.duration=1", zero(3))
-    assert "parallel.strategy: deepspeed: one process has nothing to share out" in caplog.messages
+    assert "parallel: one process has nothing to share out" in caplog.messages
     assert run.report()["parallel"] is None
 
 

@@ -11,6 +11,7 @@ import pytest
 from conftest import Command
 from several import (
     ENDLESS,
+    SETTINGS,
     TIME_IS_OVER,
     dies,
     errors,
@@ -180,11 +181,14 @@ def test_one_that_is_killed(tmp_path: Path) -> None:
     assert not [word for word in NOISE if word in said], said
 
 
-def test_one_that_is_killed_is_started_again(tmp_path: Path, undisturbed: str) -> None:
-    """While it writes its part of a checkpoint; the model is that of an undisturbed run, bit for bit."""
+def test_one_that_is_killed_is_started_again(tmp_path: Path) -> None:
+    """While a checkpoint is written, of weights that are shared out; the model is that of an undisturbed run, bit for bit."""
+    shared = [*SETTINGS, "parallel.strategy=fsdp"]
+    assert launched(recipe_file(tmp_path, "whole", *shared), 2).returncode == 0
+    undisturbed = model_hash(tmp_path / "runs" / "whole")
     hook = tmp_path / "hook.py"
     hook.write_text(dies(tmp_path, 1))
-    done = trained(recipe_file(tmp_path, "two"), "--restarts", "1", HFPRETRAIN_TEST_HOOK=str(hook))
+    done = trained(recipe_file(tmp_path, "two", *shared), "--restarts", "1", HFPRETRAIN_TEST_HOOK=str(hook))
     assert done.returncode == 0, done.stderr[-3000:]
     assert "process 1 of 2 was killed by SIGKILL" in done.stderr
     assert "starting all 2 processes again, 1 of at most 1 times" in done.stderr

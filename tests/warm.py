@@ -68,12 +68,13 @@ class Process:
         return self.returncode
 
     def send_signal(self, number: int) -> None:
-        if self.poll() is None:
-            os.kill(self.pid, number)
+        """From any thread, also while another one waits."""
+        if self.returncode is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
-        self.wait()
 
 
 class Warm:
@@ -233,6 +234,8 @@ def _serve(address: str, ready: int, modules: Sequence[str]) -> dict[str, Any] |
     while True:
         for key, _ in selector.select():
             if key.fd == 0:  # whoever wanted it is gone
+                for child, _ in running.values():
+                    os.kill(child, signal.SIGKILL)
                 return None
             if key.fileobj is listening:
                 channel, _ = listening.accept()

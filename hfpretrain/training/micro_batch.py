@@ -22,6 +22,7 @@ from hfpretrain.modeling.parameters import is_sharded
 from hfpretrain.place import shares
 from hfpretrain.recipe_stages import longest_block
 from hfpretrain.training.sharding import backward, forget_gradients, gradients_kept
+from hfpretrain.training.zero import Zero
 
 if TYPE_CHECKING:
     from hfpretrain.training.session import Session
@@ -105,6 +106,8 @@ def largest(session: "Session", own: int) -> int:
     device = session.accelerator.device
     total = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else None
     states = 8 * session.facts["parameters"] // shares(session.recipe.parallel, session.accelerator.num_processes)
+    if Zero.of(session.model):
+        states = 0  # DeepSpeed has made it already
     if is_sharded(session.model):
         return _grown(session, own, states, total)
     for size in divisors(own):

@@ -16,6 +16,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from torch.distributed.distributed_c10d import _world
 
 from hfpretrain import failures
 from hfpretrain.amounts import span
@@ -23,7 +24,6 @@ from hfpretrain.errors import HFPretrainError, LostProcess, TrainingError, UserE
 from hfpretrain.hub import first_line
 from hfpretrain.training import session
 from hfpretrain.training.signals import StopNow, StopRequest
-from hfpretrain.training.zero_library import own_group
 
 VARIABLE = "HFPRETRAIN_PATIENCE"
 """In the environment: seconds instead of WAITS."""
@@ -121,9 +121,8 @@ def _wait(accelerator: Accelerator, at_most: timedelta) -> None:
     global _waits
     if accelerator.num_processes > 1 and dist.group.WORLD is not None:
         _waits = at_most
-        for group in (dist.group.WORLD, own_group()):
-            if group is not None:
-                group.set_timeout(at_most)
+        for group in _world.pg_map:  # those of a mesh too, and DeepSpeed's own
+            group.set_timeout(at_most)
 
 
 def _of_others(error: BaseException) -> BaseException | None:

@@ -5,7 +5,6 @@ import importlib.util
 import io
 import logging
 import os
-import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -40,12 +39,6 @@ def tell_device(device: torch.device) -> None:
     """Has DeepSpeed know what it computes on, before anything imports it: Accelerate does wherever it is installed, and
     it would say on stdout that it looks for it."""
     os.environ.setdefault("DS_ACCELERATOR", device.type)
-
-
-def own_group() -> Any:
-    """The process group of all processes that DeepSpeed has opened for itself; None where it has not."""
-    groups = sys.modules.get("deepspeed.utils.groups")
-    return getattr(groups, "_WORLD_GROUP", None)
 
 
 def imported() -> Any:
