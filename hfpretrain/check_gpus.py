@@ -1,6 +1,7 @@
 """`hfpretrain check --gpus`: a run planned for machines that are not at hand, without data, weights or a GPU."""
 
 import dataclasses
+import shlex
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,9 +15,22 @@ from hfpretrain.modeling.footprint import Footprint, footprint
 from hfpretrain.modeling.model import outline_model
 from hfpretrain.modeling.parameters import in_words, shape_of
 from hfpretrain.modeling.tokenizer import load_tokenizer
-from hfpretrain.recipe import Ramp, Recipe
+from hfpretrain.place import bytes_each
+from hfpretrain.recipe import Parallel, Ramp, Recipe
 from hfpretrain.recipe_stages import batch_sizes, longest_block
-from hfpretrain.scaling import LIBRARIES, ROOM, Cluster, Job, Memory, Plan, Seconds, best, plans, require_whole
+from hfpretrain.scaling import (
+    LIBRARIES,
+    ROOM,
+    Cluster,
+    Job,
+    Memory,
+    Plan,
+    Seconds,
+    best,
+    multiple,
+    plans,
+    require_whole,
+)
 
 _SPECIAL = {
     "mlm": {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"},
@@ -48,8 +62,8 @@ class Planned:
             "model": dataclasses.asdict(self.model),
             "job": dataclasses.asdict(self.job),
             "cluster": dataclasses.asdict(self.cluster) | {"nodes": self.cluster.nodes},
-            "plans": [_plan_json(plan) for plan in self.plans],
-            "take": None if taken is None else _plan_json(taken),
+            "plans": [_plan_json(plan, self.recipe) for plan in self.plans],
+            "take": None if taken is None else _plan_json(taken, self.recipe),
             "notes": self.notes,
         }
 
@@ -109,7 +123,8 @@ class Planned:
         days = ""
         if taken.days is not None:
             days = f", about {f'{taken.days:.1f} days' if taken.days >= 2 else span(86400 * taken.days)}"
-        yield f"{'take':<10} {taken.name}: {' '.join(taken.overrides())}{days}"
+        settings = " ".join(map(shlex.quote, _overrides(taken, self.recipe)))
+        yield f"{'take':<10} {taken.name}: {settings}{days}"
 
 
 def plan_on(
@@ -139,9 +154,11 @@ def plan_on(
         checkpointing=None if setting == "auto" else setting,
         optimizer=recipe.optimizer.name,
         half=recipe.train.precision != "fp32",
-        average=recipe.averaging.method == "ema",
+        average=recipe.averaging.method != "none",
     )
-    require_whole(job, cluster)  # before what takes seconds
+    first, largest = batch_sizes(recipe.train)  # the largest is a multiple of the first
+    key = "train.batch_size" if first == largest else "train.batch_size.from"
+    require_whole(first, cluster, tensor=recipe.parallel.tensor, key=key)  # before what takes seconds
     tokenizer, notes = _words(recipe)
     outline = outline_model(recipe, tokenizer)
     rate = recipe.masking.rate
@@ -160,13 +177,23 @@ def plan_on(
             "and layer, and every weight, also of each expert, for one that multiplies every token"
         )
     if recipe.optimizer.name == "muon" and gpus > 1:
-        notes.append("Muon works on whole matrices: gathering them where they are sharded is not counted")
+        notes.append(
+            "Muon works on whole matrices, each GPU on all of them: gathering those that are sharded is not counted"
+        )
     tokens = _tokens(recipe, model, job, estimated_flops_per_token(outline, block_size=job.block_size))
     if tokens is None:
         notes.append(f"a duration of {recipe.train.duration} is not known as tokens without the data, or the speed")
     if not isinstance(recipe.train.batch_size, int) or recipe.data.stages:
         notes.append("batches or blocks change over the run: the largest are counted")
     job = dataclasses.replace(job, tokens=tokens)
+    if recipe.parallel.tensor > 1 and gpus > 1:
+        said = f"parallel.tensor {recipe.parallel.tensor} is not planned: all else here is without it"
+        if job.batch_size % gpus:
+            job = dataclasses.replace(job, batch_size=multiple(job.batch_size, gpus))
+            said += f", and for steps of {job.batch_size} blocks instead of {largest}, which do not divide by {gpus}"
+        notes.append(said)
+    if recipe.parallel.strategy == "deepspeed" and gpus > 1:
+        notes.append(_of_deepspeed(recipe.parallel, model, job, gpus))
     return Planned(
         recipe=recipe,
         shape=shape_of(outline.config),
@@ -174,7 +201,7 @@ def plan_on(
         model=model,
         job=job,
         cluster=cluster,
-        plans=plans(model, job, cluster),
+        plans=plans(model, job, cluster, hybrid=recipe.parallel.tensor == 1),
         notes=notes,
     )
 
@@ -209,10 +236,36 @@ def _tokens(recipe: Recipe, model: Footprint, job: Job, flops_per_token: float) 
     return None
 
 
-def _plan_json(plan: Plan) -> dict[str, Any]:
+def _of_deepspeed(settings: Parallel, model: Footprint, job: Job, gpus: int) -> str:
+    """What is known of a strategy that is not planned."""
+    # Stage 3 has bfloat16 weights beside the masters, where it computes in them.
+    each = bytes_each(settings, gpus) if settings.zero_stage < 3 or job.half else 16 / gpus
+    return (
+        f"parallel.strategy deepspeed is not planned: of each parameter a process of {gpus} keeps {each:.3g} bytes at "
+        f"zero_stage {settings.zero_stage}, {_gigabytes(each * model.parameters)} GB of weights, gradients and "
+        "optimizer; activations, and what is gathered or copied meanwhile, come on top"
+    )
+
+
+def _overrides(plan: Plan, recipe: Recipe) -> list[str]:
+    """What to set in the recipe; where that says how to be parallel, this as a whole, so that no key contradicts."""
+    own = recipe.parallel
+    found = plan.overrides()
+    if own == Parallel():
+        return found
+    block = {"strategy": "ddp" if plan.shards == 1 else "fsdp"}
+    if plan.strategy == "hybrid":
+        block["shard_within"] = str(plan.shards)
+    if own.tensor > 1:
+        block["tensor"] = str(own.tensor)
+    of_block = ", ".join(f"{key}: {value}" for key, value in block.items())
+    return [f"parallel={{{of_block}}}", *(each for each in found if not each.startswith("parallel."))]
+
+
+def _plan_json(plan: Plan, recipe: Recipe) -> dict[str, Any]:
     memory = dataclasses.asdict(plan.memory) | {"total": plan.memory.total}
     seconds = dataclasses.asdict(plan.seconds) | {"step": plan.seconds.step, "bound": plan.seconds.bound}
-    return dataclasses.asdict(plan) | {"memory": memory, "seconds": seconds, "set": plan.overrides()}
+    return dataclasses.asdict(plan) | {"memory": memory, "seconds": seconds, "set": _overrides(plan, recipe)}
 
 
 def _gigabytes(size: float) -> str:

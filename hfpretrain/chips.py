@@ -31,10 +31,13 @@ class Chip:
 
 CHIPS = (
     Chip("b200", "B200", 2250, 1125, 75, 180, 8.0, 900, "NVLink 5", 400),
+    Chip("h200-nvl", "H200 NVL", 835, 417, 60, 141, 4.8, 64, "PCIe 5", 200),
     Chip("h200", "H200", 989, 495, 67, 141, 4.8, 450, "NVLink 4", 400),
     Chip("h100-pcie", "H100 PCIe", 756, 378, 51, 80, 2.0, 64, "PCIe 5", 200),
     Chip("h100-nvl", "H100 NVL", 835, 417, 60, 94, 3.9, 64, "PCIe 5", 200),
     Chip("h100", "H100", 989, 495, 67, 80, 3.35, 450, "NVLink 4", 400),
+    Chip("a100-80-pcie", "A100(?=.*80GB).*PCI[eE]", 312, 156, 19.5, 80, 1.935, 32, "PCIe 4", 100),
+    Chip("a100-40-pcie", "A100.*PCI[eE]", 312, 156, 19.5, 40, 1.555, 32, "PCIe 4", 100),
     Chip("a100-80", "A100.*80GB", 312, 156, 19.5, 80, 2.0, 300, "NVLink 3", 200),
     Chip("a100-40", "A100", 312, 156, 19.5, 40, 1.55, 300, "NVLink 3", 200),
     Chip("l40s", "L40S", 362, 183, 91.6, 48, 0.864, 32, "PCIe 4", 100),
@@ -47,10 +50,14 @@ CHIPS = (
     Chip("mi300x", "MI300X", 1307, 654, 163, 192, 5.3, 448, "Infinity Fabric", 400),
 )
 """The first whose pattern is found in the driver's name is the one."""
+_OTHERS = r"\b(MIG|Laptop|Ti|D)\b"
+"""In a driver's name: a part of a chip, or another one that is called after it."""
 
 
 def chip_of(device: str) -> Chip | None:
-    """The chip that a driver calls so, or None if it is not known."""
+    """The chip that a driver calls so, or None if it is not known, or a part or a variant of one that is."""
+    if re.search(_OTHERS, device):
+        return None
     return next((chip for chip in CHIPS if re.search(rf"\b{chip.device}\b", device)), None)
 
 

@@ -72,7 +72,7 @@ class Job:
     half: bool = True
     """Whether matrices are multiplied in half precision."""
     average: bool = False
-    """Whether a moving average of the weights is kept beside them."""
+    """Whether an average of the weights is kept beside them."""
     tokens: float | None = None
     """Of the whole run; None where that is not known."""
 
@@ -111,6 +111,7 @@ class Seconds:
     network: float
     """Between nodes."""
     update: float
+    """What the update takes the chip's memory, and Muon's iteration."""
 
     @property
     def step(self) -> float:
@@ -121,9 +122,10 @@ class Seconds:
         """What takes longest."""
         parts = {
             "compute": self.compute,
-            "memory bandwidth": max(self.memory, self.update),
+            "memory bandwidth": self.memory,
             "links within nodes": self.link,
             "network between nodes": self.network,
+            "update": self.update,
         }
         return max(parts, key=parts.__getitem__)
 
@@ -159,26 +161,40 @@ class Plan:
         return found
 
 
-def require_whole(job: Job, cluster: Cluster) -> None:
-    """Raises UserError where GPUs do not make whole nodes, or blocks do not divide among them."""
+def require_whole(blocks: int, cluster: Cluster, *, tensor: int = 1, key: str = "train.batch_size") -> None:
+    """Raises UserError where GPUs do not make whole nodes, or a step's blocks do not divide among them.
+
+    `tensor` GPUs see the same blocks, so that these divide among groups of them. `key` is the recipe's of the blocks.
+    """
     if cluster.gpus % cluster.per_node:
         raise UserError(
             f"--gpus {cluster.gpus} do not make whole nodes of {cluster.per_node}",
             hint="give a multiple, or --gpus-per-node",
         )
-    if job.batch_size % cluster.gpus:
+    size = tensor if cluster.gpus > 1 else 1  # one GPU alone has nothing to share out
+    if cluster.gpus % size:
         raise UserError(
-            f"train.batch_size: {job.batch_size} blocks do not divide by {cluster.gpus} GPUs",
-            hint=f"set a multiple of {cluster.gpus}, for example train.batch_size={_multiple(job, cluster)}",
+            f"parallel.tensor: {cluster.gpus} GPUs are no groups of {size}", hint="set a divisor of the number of GPUs"
+        )
+    groups = cluster.gpus // size
+    if blocks % groups:
+        who = f"{groups} GPUs" if size == 1 else f"{groups} groups of {size} GPUs"
+        raise UserError(
+            f"train.batch_size: {blocks} blocks do not divide by {who}",
+            hint=f"set a multiple of {groups}, for example {key}={multiple(blocks, groups)}",
         )
 
 
-def plans(model: Footprint, job: Job, cluster: Cluster) -> list[Plan]:
-    """Every strategy, with and without activation checkpointing, at the largest micro-batch that fits."""
-    require_whole(job, cluster)
+def plans(model: Footprint, job: Job, cluster: Cluster, *, hybrid: bool = True) -> list[Plan]:
+    """Every strategy, with and without activation checkpointing, at the largest micro-batch that fits.
+
+    `hybrid` says whether that is among them.
+    """
+    require_whole(job.batch_size, cluster)
     return [
         _plan(model, job, cluster, strategy, shards, checkpointing)
         for strategy, shards in _strategies(cluster)
+        if hybrid or strategy != "hybrid"
         for checkpointing in ((False, True) if job.checkpointing is None else (job.checkpointing,))
         if model.can_checkpoint or not checkpointing
     ]
@@ -207,7 +223,7 @@ def memory_of(
     moment 12 for each in its matrices; beside these the copies that autocast keeps, and ddp's buckets, which are as
     large as the gradients. Sharded, each has its part of these, two layers are whole (one computes while the next is
     gathered), what is in no layer is whole throughout, and so are the gradients of the part at work, before they are
-    reduced in float32.
+    reduced in float32. Muon's iteration is on whole matrices, all of a shape, on each GPU, sharded or not.
     """
     numbers, number = model.parameters, 2 if job.half else 4
     moments = 8 * numbers - (4 * model.matrices if job.optimizer == "muon" else 0)
@@ -217,7 +233,7 @@ def memory_of(
     else:
         gathered = 4 * numbers if copies > 1 else 0
     activations = model.activations(blocks, checkpointing=checkpointing, sharded=shards > 1)
-    work = MUON_WORK * model.largest_group / shards if job.optimizer == "muon" else 0
+    work = MUON_WORK * model.largest_group if job.optimizer == "muon" else 0
     free_by_then = activations + model.loss + (gathered if shards > 1 else 0)
     return Memory(
         weights=(8 if job.average else 4) * numbers / shards,
@@ -239,7 +255,7 @@ def seconds_of(
     Gradients that are whole are reduced once a step, in float32: 4 bytes for each parameter to all. Sharded weights are
     gathered for the forward and again for the backward pass of every micro-batch, in the precision of the arithmetic,
     and their gradients scattered in float32. A ring over several nodes crosses from one to the next over the network
-    cards of all the node's GPUs at once.
+    cards of all the node's GPUs at once. Muon's iteration is on each GPU for all matrices.
     """
     chip, gpus, node = cluster.chip, cluster.gpus, cluster.per_node
     passes = job.batch_size // (gpus * blocks)
@@ -249,6 +265,8 @@ def seconds_of(
     bandwidth, link, card = 1e12 * chip.bandwidth, 1e9 * chip.link, 1e9 / 8 * cluster.network
     sharded = passes * _ring(shards) * (2 * (2 if job.half else 4) + 4) * model.parameters
     whole = 2 * _ring(gpus // shards) * 4 * model.parameters / shards
+    # Muon's iteration is in half precision where the chip is fast at it, whatever the run's is.
+    iteration = model.orthogonal / (1e12 * chip.bf16 * cluster.mfu) if job.optimizer == "muon" else 0.0
     if shards == node and cluster.nodes > 1:  # hybrid: each GPU has the network for its own shard
         within, between = sharded, whole
     else:
@@ -259,7 +277,7 @@ def seconds_of(
         memory=passes * PASS * model.parameters / bandwidth,
         link=within / link,
         network=between / card,
-        update=UPDATE * model.parameters / shards / bandwidth,
+        update=UPDATE * model.parameters / shards / bandwidth + iteration,
     )
 
 
@@ -308,6 +326,6 @@ def _plan(model: Footprint, job: Job, cluster: Cluster, strategy: Strategy, shar
     )
 
 
-def _multiple(job: Job, cluster: Cluster) -> int:
-    """The whole number of blocks for each GPU that is nearest to the recipe's batch."""
-    return max(1, round(job.batch_size / cluster.gpus)) * cluster.gpus
+def multiple(blocks: int, of: int) -> int:
+    """The multiple of `of` that is nearest to so many blocks, and not none."""
+    return max(1, round(blocks / of)) * of

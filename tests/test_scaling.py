@@ -10,17 +10,20 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from tiny import GPT2, tiny_recipe
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
 
-from hfpretrain.check_gpus import plan_on
+from hfpretrain.check_gpus import Planned, plan_on
 from hfpretrain.chips import CHIPS, chip_called, chip_of
 from hfpretrain.errors import UserError
 from hfpretrain.modeling.footprint import Footprint, footprint
-from hfpretrain.recipe import from_mapping
+from hfpretrain.recipe import Parallel, from_mapping, to_mapping
 from hfpretrain.run import Run
 from hfpretrain.scaling import Cluster, Job, best, memory_of, plans, seconds_of
 from hfpretrain.training.estimate import _saved_bytes
+from hfpretrain.training.optimizer import orthogonal
 from hfpretrain.training.session import open_accelerator, prepare_session
 
 SEVEN_BILLION = """\
@@ -186,6 +189,10 @@ def test_memory_by_hand() -> None:
     muon = memory_of(model, by_muon, shards=1, copies=1, blocks=2, checkpointing=False, libraries=0)
     assert muon.optimizer == 4 * 800 + 8 * 200
     assert muon.other == 14 * 400 - 290
+    # Sharded, each GPU has all matrices of a shape whole, as Muon's step stacks them.
+    muon = memory_of(model, by_muon, shards=4, copies=1, blocks=2, checkpointing=False, libraries=0)
+    assert muon.optimizer == (4 * 800 + 8 * 200) / 4
+    assert muon.other == 14 * 400 - 290 - (2 * (400 + 200) + 6 * 200)
 
 
 def test_time_by_hand() -> None:
@@ -207,6 +214,13 @@ def test_time_by_hand() -> None:
     assert hybrid.link == pytest.approx(3 / 4 * 8000 / 1e6)
     assert hybrid.network == pytest.approx(2 * 1 / 2 * 1000 / 1e6)
     assert hybrid.step == max(hybrid.compute, hybrid.memory, hybrid.link, hybrid.network) + hybrid.update
+    by_muon = dataclasses.replace(job, optimizer="muon")
+    orthogonal = small(orthogonal=3e6)  # by each GPU, of all matrices, whether they are sharded or not
+    for shards in (1, 8):
+        muon = seconds_of(orthogonal, by_muon, cluster, shards=shards, blocks=1, checkpointing=False)
+        assert muon.update == pytest.approx(40 * 1000 / shards / 1e6 + 3e6 / 0.5e6)
+    assert seconds_of(orthogonal, job, cluster, shards=1, blocks=1, checkpointing=False).update == ddp.update
+    assert dataclasses.replace(muon, compute=1.0).bound == "update"
     alone = Cluster(chip=chip, gpus=1, per_node=1, network=8e-3)
     assert seconds_of(model, job, alone, shards=1, blocks=1, checkpointing=False).network == 0
 
@@ -237,7 +251,8 @@ def test_chips_are_known_by_their_drivers_names_and_by_peoples() -> None:
         "NVIDIA H100 80GB HBM3": "h100",
         "NVIDIA H100 PCIe": "h100-pcie",
         "NVIDIA A100-SXM4-80GB": "a100-80",
-        "NVIDIA A100-PCIE-40GB": "a100-40",
+        "NVIDIA A100-SXM4-40GB": "a100-40",
+        "NVIDIA H200": "h200",
         "NVIDIA L40S": "l40s",
         "NVIDIA L4": "l4",
         "NVIDIA A10G": "a10g",
@@ -253,10 +268,136 @@ def test_chips_are_known_by_their_drivers_names_and_by_peoples() -> None:
     assert chip_called("H100").memory == 80
     for chip in CHIPS:
         assert chip.fp32 <= chip.tf32 <= chip.bf16
-    with pytest.raises(UserError, match=r"did you mean a100-80 or a100-40\? known are b200, h200, "):
+    with pytest.raises(UserError, match=r"did you mean .*a100-80 or a100-40\? known are b200, "):
         chip_called("A100")
     with pytest.raises(UserError, match="hint: known are b200, "):
         chip_called("")
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "NVIDIA GeForce RTX 4090 D",
+        "NVIDIA GeForce RTX 3090 Ti",
+        "NVIDIA A100-SXM4-40GB MIG 1g.5gb",
+        "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
+    ],
+)
+def test_parts_and_variants_of_a_chip_are_not_that_chip(device: str) -> None:
+    """Their rate is measured then."""
+    assert chip_of(device) is None
+
+
+def test_cards_have_the_links_of_cards() -> None:
+    """The same silicon on a card has no NVLink between all of a node, and may be slower."""
+    cards = {
+        "NVIDIA A100 80GB PCIe": ("a100-80-pcie", 80),
+        "NVIDIA A100-PCIE-40GB": ("a100-40-pcie", 40),
+        "NVIDIA H200 NVL": ("h200-nvl", 141),
+    }
+    for device, (name, memory) in cards.items():
+        chip = chip_of(device)
+        assert chip is not None
+        assert (chip.name, chip.memory) == (name, memory)
+        assert chip.link_name.startswith("PCIe")
+        assert chip.link < chip_called(name.removesuffix("-pcie").removesuffix("-nvl")).link
+    assert chip_called("h200-nvl").bf16 == 835
+
+
+# The recipe's own settings
+
+
+def small_plan(gpus: int = 16, gpu: str = "h100", optimizer: str = "adamw", **sections: Any) -> Planned:
+    config = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    mapping = {
+        "objective": "clm",
+        "model": {"architecture": "llama", "config": config},
+        "data": {"sources": [{"files": "nowhere.txt"}], "block_size": 64},
+        "train": {"duration": "100 steps", "batch_size": 64},
+        "optimizer": {"name": optimizer},
+    }
+    return plan_on(from_mapping(mapping | sections), gpus=gpus, gpu=gpu)
+
+
+def settings_of(planned: Planned) -> Parallel:
+    """What the recipe says of `parallel` after what the plan says to set, without the shell's quotes."""
+    mapping = to_mapping(planned.recipe)
+    return from_mapping(mapping, planned.as_json()["take"]["set"]).parallel
+
+
+def test_muons_operations_are_those_of_its_five_steps() -> None:
+    planned = small_plan(optimizer="muon")
+    found: list[int] = []
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        for layer in (each for each in _layers_of(planned) for each in each.parameters()):
+            if layer.ndim == 2:
+                orthogonal(layer[None], torch.bfloat16)
+                found.append(layer.numel())
+    assert planned.model.matrices == sum(found)
+    assert planned.model.orthogonal == counter.get_total_flops()
+
+
+def _layers_of(planned: Planned) -> Any:
+    config = planned.recipe.model.config
+    return outline("llama", vocab_size=planned.words, **config).model.layers
+
+
+def test_muon_of_seven_billion_does_not_fit_on_40_gb_however_it_is_sharded() -> None:
+    """The gate and up matrices of 32 layers are 2.9 billion numbers, of 14 bytes each while Muon works on them."""
+    recipe = from_mapping(yaml.safe_load(SEVEN_BILLION), ["optimizer.name=muon"])
+    planned = plan_on(recipe, gpu="a100-40", gpus=64)
+    assert best(planned.plans) is None
+    assert "nothing fits" in str(planned)
+    by_adamw = dataclasses.replace(planned.job, optimizer="adamw")
+    assert best(plans(planned.model, by_adamw, planned.cluster)) is not None
+
+
+def test_with_tensor_parallelism_groups_share_out_the_blocks() -> None:
+    planned = small_plan(parallel={"tensor": 8}, train={"duration": "100 steps", "batch_size": 24}, gpus=64)
+    (note,) = planned.notes
+    assert note.startswith("parallel.tensor 8 is not planned: all else here is without it, and for steps of 64 blocks")
+    assert planned.job.tokens == 100 * 24 * 64
+    assert [plan.name for plan in planned.plans if not plan.checkpointing] == ["ddp", "fsdp"]
+    assert "shard_within" not in str(planned)
+    assert settings_of(planned).tensor == 8
+    with pytest.raises(UserError, match=r"4 blocks do not divide by 8 groups of 8 GPUs\n.*train.batch_size=8"):
+        small_plan(parallel={"tensor": 8}, train={"batch_size": 4}, gpus=64)
+    with pytest.raises(UserError, match="16 GPUs are no groups of 3"):
+        small_plan(parallel={"tensor": 3})
+
+
+@pytest.mark.parametrize(
+    ("stage", "precision", "each"), [(1, "auto", 8.75), (2, "auto", 5), (3, "auto", 1.125), (3, "fp32", 1)]
+)
+def test_of_deepspeed_what_is_known_is_said(stage: int, precision: str, each: float) -> None:
+    """And what to set makes a recipe that holds: zero_stage does not go with fsdp."""
+    train = {"duration": "100 steps", "batch_size": 64, "precision": precision}
+    planned = small_plan(parallel={"strategy": "deepspeed", "zero_stage": stage}, train=train)
+    (note,) = planned.notes
+    assert f"deepspeed is not planned: of each parameter a process of 16 keeps {each:.3g} bytes" in note
+    within = 8 if planned.as_json()["take"]["strategy"] == "hybrid" else None
+    assert settings_of(planned) == Parallel(strategy="fsdp", shard_within=within)
+    assert "'parallel={strategy: fsdp" in str(planned)
+
+
+def test_what_to_set_takes_the_place_of_other_settings() -> None:
+    planned = small_plan(gpus=1, parallel={"strategy": "fsdp", "shard_within": 4})
+    assert settings_of(planned) == Parallel(strategy="ddp")
+
+
+def test_the_first_batch_of_a_ramp_has_to_divide() -> None:
+    """As in training; the last is a multiple of it."""
+    ramp = {"batch_size": {"from": 32, "to": 1024, "over": "50 steps"}, "duration": "100 steps"}
+    with pytest.raises(UserError, match=r"32 blocks do not divide by 64 GPUs\n.*train.batch_size.from=64"):
+        small_plan(gpus=64, train=ramp)
+    assert small_plan(gpus=32, train=ramp).job.batch_size == 1024
+
+
+@pytest.mark.parametrize("method", ["ema", "checkpoints"])
+def test_an_average_is_kept_beside_the_weights(method: str) -> None:
+    without, planned = small_plan(), small_plan(averaging={"method": method})
+    assert planned.plans[0].memory.weights == 2 * without.plans[0].memory.weights
 
 
 # What a user sees

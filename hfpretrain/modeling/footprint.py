@@ -74,6 +74,9 @@ class Footprint:
     """`kept`, `kept_in_layers` and `borders` where all is computed in half precision, as sharded models are, and not by
     autocast; None where that is no other."""
 
+    orthogonal: float = 0.0
+    """FLOPs of an update of all `matrices` by Muon, which makes each orthogonal, by five steps of Newton-Schulz."""
+
     def activations(self, blocks: int, *, checkpointing: bool, sharded: bool = False) -> int:
         """Bytes at the peak for so many blocks: what is kept, and the layer that is at work in the backward pass."""
         kept, within, borders = self.kept, self.kept_in_layers, self.borders
@@ -234,11 +237,15 @@ def _put_together(
     layers, parameters = _several_layers(model), count_parameters(model)
     each = [count_parameters(layer) for layer in layers] or [parameters]
     matrices: Counter[torch.Size] = Counter()
+    orthogonal = 0.0
     for layer in layers:
         matrices.update({p.shape: 0 for p in layer.parameters()})
         for p in layer.parameters():
             if p.ndim == 2:
                 matrices[p.shape] += p.numel()
+                short, long = sorted(p.shape)
+                # A step (training/optimizer.py): the gram matrix, its square, and what both make of the matrix.
+                orthogonal += 5 * (4 * short**2 * long + 2 * short**3)
     output = getattr(model.get_output_embeddings(), "weight", None)
     words, width = output.shape if isinstance(output, Tensor) else (0, 0)
     places, number = targets * block_size, 2 if half else 4
@@ -273,6 +280,7 @@ def _put_together(
         loss=fixed,
         can_checkpoint=bool(layers) and bool(model.supports_gradient_checkpointing),
         counted=found is not None,
+        orthogonal=orthogonal,
     )
 
 
