@@ -97,6 +97,11 @@ def several() -> bool:
     return int(os.environ.get("WORLD_SIZE") or "1") > 1
 
 
+def keeps_the_store() -> bool:
+    """Whether others find no reason when this process has ended: the first one, where no launcher has the store."""
+    return several() and os.environ.get("RANK") == "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+
+
 def restart_count() -> int:
     """How often torch's launcher has started processes in the place of others that failed."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or "0")

@@ -307,7 +307,7 @@ class Checkpoints:
 @dataclass(frozen=True, kw_only=True)
 class Parallel:
     """How several processes train one model. What is learnt is the same, but for rounding and, in bf16, for the
-    arithmetic of fsdp and deepspeed."""
+    arithmetic of all but plain ddp."""
 
     strategy: Literal["auto", "ddp", "fsdp", "deepspeed"] = "auto"
     """ddp: each process holds the whole model. fsdp: weights, gradients and the optimizer's state are shared out among

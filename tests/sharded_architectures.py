@@ -1,4 +1,4 @@
-"""Run by torchrun: one step of each architecture, sharded over the processes, against the same step of a whole one.
+"""Run in several processes: one step of each architecture, sharded, against the same step of a whole one.
 
 Prints for each the differences of the loss, of the gradients, relative to the largest, and of the weights afterwards.
 """

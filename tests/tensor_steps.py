@@ -1,4 +1,4 @@
-"""Run by torchrun: a step of each architecture, its matrices cut among pairs, against the same step of a whole model.
+"""Run in several processes: a step of each architecture, cut among pairs, against the same step of a whole model.
 
 Prints for each the largest of the differences of the loss, of the gradients, relative to the largest of each weight, of
 the gradient's norm and of the weights afterwards; and that of loss and norm in bfloat16.

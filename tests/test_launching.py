@@ -182,7 +182,7 @@ def test_one_that_is_killed(tmp_path: Path) -> None:
 
 
 def test_one_that_is_killed_is_started_again(tmp_path: Path) -> None:
-    """While a checkpoint is written, of weights that are shared out; the model is that of an undisturbed run, bit for bit."""
+    """While it writes a checkpoint, of weights that are shared out; the model is that of an undisturbed run."""
     shared = [*SETTINGS, "parallel.strategy=fsdp"]
     assert launched(recipe_file(tmp_path, "whole", *shared), 2).returncode == 0
     undisturbed = model_hash(tmp_path / "runs" / "whole")

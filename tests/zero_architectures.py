@@ -1,4 +1,4 @@
-"""Run by torchrun: one step of each architecture by DeepSpeed's ZeRO, against the same step of a whole model.
+"""Run in several processes: one step of each architecture by DeepSpeed's ZeRO, against the same step of a whole model.
 
 Prints for each the differences of the loss, of the gradients, relative to the largest, and of the weights afterwards.
 """

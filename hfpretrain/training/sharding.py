@@ -81,7 +81,7 @@ def shard_proven(
     except Exception as error:  # whatever a library says of a model that is built in another way
         raise RecipeError(f"{cannot} ({type(error).__name__}: {first_line(error)})", hint=hint) from error
     off = max(abs(one - other) / max(abs(one), 1e-6) for one, other in zip(before, after, strict=True))
-    if not off < (1e-3 if precision == "fp32" else 0.1):
+    if not off < (1e-4 if precision == "fp32" else 0.1):
         raise RecipeError(f"{cannot}: loss or gradient would be others", hint=hint)
     if settings.strategy == "fsdp" and not layers_of(model):
         log.info("%s: no layers are found, so that all weights are gathered at once", model.config.model_type)
