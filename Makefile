@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test check docs format clean chaos bench bench-gpu
+.PHONY: quickstart test test-deepspeed check docs format clean chaos bench bench-gpu
 
 $(BIN)/hfpretrain: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -22,6 +22,11 @@ check: $(BIN)/hfpretrain
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_house.py tests/test_docs.py tests/test_recipes_shipped.py
+
+# What `make test` skips where DeepSpeed, which takes a while to build, is not installed.
+test-deepspeed: $(BIN)/hfpretrain
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[deepspeed]'
+	$(BIN)/python -m pytest tests/test_deepspeed.py
 
 # The documentation as pages, in site/. Another folder: make docs SITE=folder.
 SITE := site
