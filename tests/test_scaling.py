@@ -497,3 +497,12 @@ def test_durations_that_follow_from_the_recipe() -> None:
     each = tokens("1 tokens per parameter")
     assert each is not None
     assert tokens("20 tokens per parameter") == 20 * each
+
+
+def test_groups_that_share_weights_divide_the_gpus(tmp_path: Path, hfpretrain: Any) -> None:
+    (tmp_path / "seven.yaml").write_text(SEVEN_BILLION)
+    done = hfpretrain(
+        "check", "seven.yaml", "parallel={strategy: fsdp, shard_within: 5}", "--gpus", "64", "--gpu", "h100"
+    )
+    assert done.returncode == 2
+    assert "error: parallel.shard_within: 64 GPUs are no groups of 5" in done.stderr

@@ -41,6 +41,7 @@ def test_shares_learn_what_a_whole_model_learns_and_go_on_in_any_number(tmp_path
     done = launched(write(tmp_path, "clm", shown, "parallel.strategy=fsdp", name="shared"), 2)
     assert done.returncode == 0, done.stderr[-3000:]
     shared = Run(tmp_path / "runs" / "shared")
+    assert ", 2 processes, fsdp\n" in done.stderr
     assert shared.report()["parallel"] == "fsdp"
     same(whole, shared)
     assert [line["samples"] for line in metrics(shared) if "samples" in line]

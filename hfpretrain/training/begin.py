@@ -292,12 +292,13 @@ def announce(session: Session, step: int) -> None:
     """A short summary before training: the model, the data, the plan and about how long it will take."""
     facts, plan, recipe = session.facts, session.plan, session.recipe
     log.info(
-        "%s: %s with %s parameters on %s, %s",
+        "%s: %s with %s parameters on %s, %s%s",
         recipe.name,
         facts["architecture"],
         count(facts["parameters"]),
         facts["device"],
         facts["precision"],
+        f", {facts['processes']} processes, {facts['parallel']}" if facts["parallel"] else "",
     )
     log.info("model: %s, %s", sizes_in_words(facts), rate_in_words(session))
     log.info(
