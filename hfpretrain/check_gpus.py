@@ -10,7 +10,6 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from hfpretrain.amounts import OF_THE_MODEL, count, span
 from hfpretrain.chips import chip_called
-from hfpretrain.errors import UserError
 from hfpretrain.modeling.flops import estimated_flops_per_token
 from hfpretrain.modeling.footprint import Footprint, footprint
 from hfpretrain.modeling.model import outline_model
@@ -159,13 +158,7 @@ def plan_on(
     )
     first, largest = batch_sizes(recipe.train)  # the largest is a multiple of the first
     key = "train.batch_size" if first == largest else "train.batch_size.from"
-    require_whole(first, cluster, tensor=recipe.parallel.tensor, key=key)  # before what takes seconds
-    within = recipe.parallel.shard_within
-    if within and cluster.gpus > 1 and cluster.gpus % within:
-        raise UserError(
-            f"parallel.shard_within: {cluster.gpus} GPUs are no groups of {within}",
-            hint="set a divisor of the number of GPUs",
-        )
+    require_whole(first, cluster, recipe.parallel, key=key)  # before what takes seconds
     tokenizer, notes = _words(recipe)
     outline = outline_model(recipe, tokenizer)
     rate = recipe.masking.rate

@@ -23,6 +23,8 @@ OWN_LAUNCHER = "HFPRETRAIN_LAUNCHED"
 """In the environment of processes that `train --processes` has started, which says itself how the first one ended."""
 STORE_SECONDS = 5.0
 """How long the store may take to answer: it may be on a machine that is gone."""
+STAYS_SECONDS = 1.0
+"""How long the store stays after its process has failed, for others to read there that it has said why."""
 STARTED = time.time()
 
 T = TypeVar("T")
@@ -97,11 +99,6 @@ def several() -> bool:
     return int(os.environ.get("WORLD_SIZE") or "1") > 1
 
 
-def keeps_the_store() -> bool:
-    """Whether others find no reason when this process has ended: the first one, where no launcher has the store."""
-    return several() and os.environ.get("RANK") == "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-
-
 def restart_count() -> int:
     """How often torch's launcher has started processes in the place of others that failed."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or "0")
@@ -149,6 +146,8 @@ def report(sentence: str, exit_status: int, *, known_better: bool = False) -> bo
         first = _is_first(sentence, exit_status)
         _company.says = first and not (known_better and OWN_LAUNCHER in os.environ)
         _write(sentence, exit_status, said=_company.says)
+        if _keeps_the_store():
+            time.sleep(STAYS_SECONDS)
     return _company.says
 
 
@@ -170,6 +169,11 @@ def who_does_not_wait(processes: int) -> list[int]:
         return [each for each in range(processes) if not store.check([f"{_company.key}/waits/{each}"])]
 
     return _company.ask(which, [])
+
+
+def _keeps_the_store() -> bool:
+    """Whether the store ends with this process: it is in the first one, where no launcher has it."""
+    return several() and os.environ.get("RANK") == "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
 
 
 def _is_first(sentence: str, exit_status: int) -> bool:

@@ -47,7 +47,7 @@ class Place:
 
 
 def shares(settings: Parallel, processes: int) -> int:
-    """Among how many processes the optimizer's state is shared out, and more than that; 1 where each holds all."""
+    """Among how many processes the optimizer's state is shared out, if not the weights too; 1 where each holds all."""
     if processes == 1:
         return 1
     within = {"fsdp": settings.shard_within or processes, "deepspeed": processes}

@@ -16,6 +16,7 @@ from typing import Literal
 from hfpretrain.chips import Chip
 from hfpretrain.errors import UserError
 from hfpretrain.modeling.footprint import Footprint
+from hfpretrain.recipe import Parallel
 
 ROOM = 0.92
 """The share of a chip's memory that may be used, as the search for a micro-batch size has it; the rest is left to the
@@ -161,21 +162,25 @@ class Plan:
         return found
 
 
-def require_whole(blocks: int, cluster: Cluster, *, tensor: int = 1, key: str = "train.batch_size") -> None:
-    """Raises UserError where GPUs do not make whole nodes, or a step's blocks do not divide among them.
+def require_whole(blocks: int, cluster: Cluster, parallel: Parallel, *, key: str = "train.batch_size") -> None:
+    """Raises UserError where GPUs do not make whole nodes and groups, or a step's blocks do not divide among them.
 
-    `tensor` GPUs see the same blocks, so that these divide among groups of them. `key` is the recipe's of the blocks.
+    `parallel.tensor` GPUs see the same blocks, which divide among groups of them. `key` is the recipe's of the blocks.
     """
     if cluster.gpus % cluster.per_node:
         raise UserError(
             f"--gpus {cluster.gpus} do not make whole nodes of {cluster.per_node}",
             hint="give a multiple, or --gpus-per-node",
         )
-    size = tensor if cluster.gpus > 1 else 1  # one GPU alone has nothing to share out
-    if cluster.gpus % size:
-        raise UserError(
-            f"parallel.tensor: {cluster.gpus} GPUs are no groups of {size}", hint="set a divisor of the number of GPUs"
-        )
+    size = 1
+    if cluster.gpus > 1:  # one alone has nothing to share out
+        size = parallel.tensor
+        for name, within in (("tensor", size), ("shard_within", parallel.shard_within or 1)):
+            if cluster.gpus % within:
+                raise UserError(
+                    f"parallel.{name}: {cluster.gpus} GPUs are no groups of {within}",
+                    hint="set a divisor of the number of GPUs",
+                )
     groups = cluster.gpus // size
     if blocks % groups:
         who = f"{groups} GPUs" if size == 1 else f"{groups} groups of {size} GPUs"
@@ -190,7 +195,7 @@ def plans(model: Footprint, job: Job, cluster: Cluster, *, hybrid: bool = True) 
 
     `hybrid` says whether that is among them.
     """
-    require_whole(job.batch_size, cluster)
+    require_whole(job.batch_size, cluster, Parallel())
     return [
         _plan(model, job, cluster, strategy, shards, checkpointing)
         for strategy, shards in _strategies(cluster)

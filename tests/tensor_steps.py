@@ -7,6 +7,7 @@ the gradient's norm and of the weights afterwards; and that of loss and norm in 
 import json
 import sys
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ from hfpretrain.recipe import Optimizer, Parallel
 from hfpretrain.training.optimizer import build_optimizers
 from hfpretrain.training.session import open_accelerator
 from hfpretrain.training.sharding import (
+    backward,
     gradients_kept,
     load_optimizers,
     save_optimizers,
@@ -74,11 +76,8 @@ def stepped(
     total = torch.zeros(())
     for number in range(each):  # accumulated
         part = loss(model, rows(objective, each * place.number + number, 1))
-        if settings and number < each - 1:
-            with gradients_kept(model, accelerator):
-                (part * place.of).backward()  # type: ignore[no-untyped-call]
-        else:
-            (part * place.of).backward()  # type: ignore[no-untyped-call]
+        with gradients_kept(model, accelerator) if settings and number < each - 1 else nullcontext():
+            backward(model, accelerator, part * place.of)
         total += part.detach()
     if settings:
         total = accelerator.reduce(place.once(total), reduction="sum")

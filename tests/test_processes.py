@@ -1,5 +1,5 @@
-"""Two processes go on from the same checkpoint even if one of them cannot read it. Where one fails the other one ends,
-for the same reason."""
+"""Two processes learn what one learns, evaluate what there is even if it is less than one block for each, and go on
+from the same checkpoint even if one of them cannot read it. Where one fails the other one ends, for the same reason."""
 
 import os
 import re
@@ -35,6 +35,28 @@ from hfpretrain.recipe import dump
 from hfpretrain.run import Run
 from hfpretrain.training.signals import stop_on_signals
 from hfpretrain.training.together import together
+
+
+@pytest.mark.parametrize("objective", ["clm", "mlm"])
+def test_two_processes_give_the_losses_of_one(tmp_path: Path, objective: str) -> None:
+    config = LLAMA if objective == "clm" else LLAMA | {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0}
+    settings = [
+        f"model={{architecture: {'llama' if objective == 'clm' else 'bert'}, config: {config}}}",
+        "train.micro_batch_size=1",
+        "data.validation=1%",
+        "train.duration=50",
+    ]
+    one = tiny_run(tmp_path, objective, *settings, name="one")
+    file = tmp_path / "two.yaml"
+    file.write_text(dump(tiny_recipe(tmp_path, objective, *settings, name="two")))
+    done = launched(file, 2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = Run(tmp_path / "runs" / "two")
+    assert two.report()["processes"] == 2
+    assert two.report()["validation_targets"] == one.report()["validation_targets"] > 0
+    for single, double in zip(metrics(one), metrics(two), strict=True):
+        # Losses within 1e-5 over all 50 steps; perplexities, which are large, within a millionth.
+        assert single == pytest.approx(double, abs=1e-5, rel=1e-6)
 
 
 def test_a_growing_batch_is_cut_for_two_processes_as_well(tmp_path: Path) -> None:
@@ -205,13 +227,11 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
     return model_hash(folder / "runs" / "whole")
 
 
-def test_torchruns_restart_goes_on_exactly(tmp_path: Path, undisturbed: str) -> None:
-    """The first of the two is killed while it writes a checkpoint; without --resume, to the same bits.
-
-    The second one is in test_launching.py.
-    """
+@pytest.mark.parametrize("rank", [0, 1])
+def test_torchruns_restart_goes_on_exactly(tmp_path: Path, undisturbed: str, rank: int) -> None:
+    """One of the two is killed while it writes a checkpoint; without --resume, to the same bits."""
     hook = tmp_path / "hook.py"
-    hook.write_text(dies(tmp_path, 0))
+    hook.write_text(dies(tmp_path, rank))
     done = trained(recipe_file(tmp_path, "two"), by="--max-restarts=1", HFPRETRAIN_TEST_HOOK=str(hook))
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"going on from {tmp_path}/runs/two/checkpoints/step-00000005" in done.stderr

@@ -83,14 +83,15 @@ def chunks(tensor: Tensor) -> Tensor:
     holds two, and gets another one here. Every process asks."""
     if not isinstance(tensor, DTensor) or _is_piece(tensor):
         return tensor
+    last: Any
     *others, last = tensor.placements
-    return tensor.redistribute(placements=[*others, Shard(last.dim)])  # type: ignore[attr-defined]
+    return tensor.redistribute(placements=[*others, Shard(last.dim)])
 
 
 def _is_piece(tensor: DTensor) -> bool:
     """Whether what the group has cut is one piece on each process."""
-    last = tensor.placements[-1]
-    return tensor.device_mesh.mesh_dim_names[-1:] != ("tensor",) or last.is_shard() or last.is_replicate()  # type: ignore[index]
+    last, names = tensor.placements[-1], tensor.device_mesh.mesh_dim_names or ()
+    return names[-1:] != ("tensor",) or last.is_shard() or last.is_replicate()
 
 
 def _computes_alone(module: nn.Module, add: Callable[[Tensor], Tensor] | None) -> None:
@@ -100,10 +101,10 @@ def _computes_alone(module: nn.Module, add: Callable[[Tensor], Tensor] | None) -
     def forward(*inputs: Any, **named: Any) -> Any:
         placed = {key: each for key, each in module.named_parameters(recurse=False) if isinstance(each, DTensor)}
         for key, parameter in placed.items():
-            own = parameter.to_local()
+            own: Any = parameter.to_local()
             if add is not None and own.requires_grad:
-                own.register_hook(add)  # type: ignore[no-untyped-call]
-            module._parameters[key] = own  # type: ignore[assignment]
+                own.register_hook(add)
+            module._parameters[key] = own
         try:
             return plain(*inputs, **named)
         finally:

@@ -30,8 +30,7 @@ VARIABLE = "HFPRETRAIN_PATIENCE"
 WAITS = timedelta(minutes=30)
 """For another process while all train: none of them does anything then that takes nearly as long."""
 LETS_OTHERS_SPEAK = 1.0
-"""Seconds after which a process ends that has lost another: whoever started them sees that one end first. And one with
-the store in it, so that the others read there what it has said."""
+"""Seconds after which a process ends that has lost another: whoever started them sees that one end first."""
 GO_ON = "the same command with --resume goes on from the last checkpoint"
 FAILED = (dist.DistError, dist.DistBackendError, dist.DistNetworkError, dist.DistStoreError)
 NO_MEMORY = ("DefaultCPUAllocator", "CUDA out of memory")
@@ -70,8 +69,6 @@ def together(accelerator: Accelerator, request: StopRequest) -> Iterator[None]:
             failure = _out_of_memory(accelerator, error)
         if several:
             _report(failure or error)
-            if failures.keeps_the_store():
-                time.sleep(LETS_OTHERS_SPEAK)
         if failure:
             raise failure from error
         raise

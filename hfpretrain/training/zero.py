@@ -229,13 +229,11 @@ class Zero:
 
     def _load_shards(self, folder: Path) -> None:
         """Weight by weight, so that no more than one is whole at a time."""
-        saved = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+        saved: dict[str, Any] = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
         steps: dict[int, set[float]] = {}
         for name, share in self.shares.items():
             state = {
-                key: torch.empty(saved[f"{name}:{key}"].size)  # type: ignore[union-attr]
-                for key in (*MOMENTS, "step")
-                if f"{name}:{key}" in saved
+                key: torch.empty(saved[f"{name}:{key}"].size) for key in (*MOMENTS, "step") if f"{name}:{key}" in saved
             }
             named = {f"{name}:{key}": tensor for key, tensor in state.items()}
             load(named, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
@@ -355,11 +353,12 @@ def _share(zero: Zero, group: int, name: str) -> Share:
 def _keep_gathered(zero: Zero, module: nn.Module) -> None:
     """Keeps a part whole on every process, whose weights the loss looks at from outside."""
     persistent = zero.optimizer.persistent_parameters
+    parameter: Any  # to which DeepSpeed has added
     for parameter in module.parameters(recurse=False):
         # Others it lets go of after the part's own pass, until it has seen in what order they are used.
-        parameter.is_external_param = True  # type: ignore[attr-defined]
-        if not parameter.ds_persist:  # type: ignore[attr-defined]
-            parameter.ds_persist = True  # type: ignore[attr-defined]
+        parameter.is_external_param = True
+        if not parameter.ds_persist:
+            parameter.ds_persist = True
             persistent.append(parameter)
     zero.gather_small()
 
