@@ -12,10 +12,11 @@ from architectures import ARCHITECTURES, CAUSAL, MASKED, recipe_for, tokenizer_f
 
 from hfpretrain.hardware import Precision
 from hfpretrain.modeling.attention import prove_document_masking
-from hfpretrain.modeling.loss import Loss, prove_shortcuts
+from hfpretrain.modeling.loss import Loss
 from hfpretrain.modeling.model import build_model
 from hfpretrain.modeling.objective import IGNORED, MicroBatch, target_places
 from hfpretrain.modeling.parameters import is_sharded
+from hfpretrain.modeling.proof import prove_shortcuts
 from hfpretrain.recipe import Parallel
 from hfpretrain.training.optimizer import build_optimizers
 from hfpretrain.training.session import open_accelerator

@@ -17,9 +17,10 @@ from sharded_architectures import Tensors, apart, rows
 
 from hfpretrain.hardware import Precision
 from hfpretrain.modeling.attention import prove_document_masking
-from hfpretrain.modeling.loss import Loss, prove_shortcuts
+from hfpretrain.modeling.loss import Loss
 from hfpretrain.modeling.model import build_model
 from hfpretrain.modeling.parameters import is_sharded
+from hfpretrain.modeling.proof import prove_shortcuts
 from hfpretrain.place import Place
 from hfpretrain.recipe import Optimizer, Parallel
 from hfpretrain.training.optimizer import build_optimizers

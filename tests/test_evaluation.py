@@ -17,9 +17,10 @@ from hfpretrain.errors import RecipeError
 from hfpretrain.evaluation import evaluate_model
 from hfpretrain.metrics import LanguageModeling
 from hfpretrain.metrics import language_modeling as language_modeling_script
-from hfpretrain.modeling.loss import Loss, Shortcuts, prove_shortcuts
+from hfpretrain.modeling.loss import Loss, Shortcuts
 from hfpretrain.modeling.model import build_model
 from hfpretrain.modeling.objective import IGNORED, Collator, target_places
+from hfpretrain.modeling.proof import prove_shortcuts
 from hfpretrain.modeling.tokenizer import build_tokenizer
 from hfpretrain.recipe import dump
 from hfpretrain.run import Run

@@ -13,8 +13,9 @@ from sharded_architectures import ROWS, Tensors, apart, rows, stepped
 
 from hfpretrain.hardware import Precision
 from hfpretrain.modeling.attention import prove_document_masking
-from hfpretrain.modeling.loss import Loss, prove_shortcuts
+from hfpretrain.modeling.loss import Loss
 from hfpretrain.modeling.model import build_model
+from hfpretrain.modeling.proof import prove_shortcuts
 from hfpretrain.recipe import Parallel
 from hfpretrain.training.optimizer import build_optimizers
 from hfpretrain.training.session import open_accelerator

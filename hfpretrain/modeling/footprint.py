@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from hfpretrain.modeling.attention import DocumentMasking, document_inputs
 from hfpretrain.modeling.flops import estimated_flops_per_token, flops_per_token
+from hfpretrain.modeling.last_layer import has_last_layer
 from hfpretrain.modeling.loss import CHUNK_NUMBERS, CHUNK_ROWS, Loss, Shortcuts
 from hfpretrain.modeling.objective import MicroBatch
 from hfpretrain.modeling.parameters import count_parameters, layers_of, shape_of
@@ -174,8 +175,9 @@ class _OfShapes(Loss):
 
     def __init__(self, model: PreTrainedModel, *, shortcuts: bool, few_targets: bool, documents: bool) -> None:
         on_targets = shortcuts and few_targets and model.base_model is not model
+        last_layer = on_targets and has_last_layer(model)
         fused = shortcuts and isinstance(getattr(model.get_output_embeddings(), "weight", None), Tensor)
-        super().__init__(model, None, Shortcuts(on_targets=on_targets, fused=fused))
+        super().__init__(model, None, Shortcuts(on_targets=on_targets, fused=fused, last_layer=last_layer))
         window = getattr(model.config, "sliding_window", None)
         window = window if isinstance(window, int) and window > 0 else None
         causal = not self.bidirectional
@@ -216,13 +218,16 @@ def _counted(
             loss(model, _batch(blocks, block_size, targets))
         return kept
 
-    try:
-        return once(1), once(2)
-    except Exception:
-        if not loss.documents:
-            raise
-        loss.documents = False  # the model takes no such mask
-        return once(1), once(2)
+    while True:
+        try:
+            return once(1), once(2)
+        except Exception:
+            if loss.shortcuts.last_layer:
+                loss.without_last_layer()  # it is built in another way
+            elif loss.documents:
+                loss.documents = False  # the model takes no such mask
+            else:
+                raise
 
 
 def _put_together(

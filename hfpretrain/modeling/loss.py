@@ -1,16 +1,14 @@
-"""The loss of a micro-batch, summed over its targets, and two shortcuts to it that are proven before they are used.
+"""The loss of a micro-batch, summed over its targets, and shortcuts to it that are proven before they are used.
 
-On targets: the model's head runs on the positions that are targets only (of masked language modeling, a seventh of
-them). Fused: output embedding and cross-entropy are one operation that works row by row and leaves no logits behind.
-Both hang on the model as hooks, so that they work with any architecture whose parts are where they are expected; where
-a tiny batch shows another loss or another gradient, the plain way is taken.
+On targets: the model's head, and what is behind the last layer's attention, run on the positions that are targets only
+(of masked language modeling, a seventh of them). Fused: output embedding and cross-entropy are one operation that works
+row by row and leaves no logits behind. Both hang on the model as hooks, so that they work with any architecture whose
+parts are where they are expected; where a tiny batch shows another loss or another gradient (modeling/proof.py), the
+plain way is taken.
 """
 
 import inspect
-import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,14 +17,12 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from hfpretrain.data.blocks import PADDING
-from hfpretrain.modeling.attention import DocumentMasking, document_inputs, proof_batch, undisturbed
-from hfpretrain.modeling.objective import IGNORED, MicroBatch, target_places
+from hfpretrain.modeling.attention import DocumentMasking, document_inputs
+from hfpretrain.modeling.last_layer import LastLayer
+from hfpretrain.modeling.objective import IGNORED, MicroBatch
 
 CHUNK_NUMBERS, CHUNK_ROWS = 2**24, 256
 """Logits of a chunk: so many numbers (64 MB in fp32), but no fewer rows. Fewer make slow matrix products."""
-
-
-LARGE_LOGIT = 40.0
 BEST = 5
 """So many of the likeliest tokens are told of each place."""
 
@@ -37,10 +33,19 @@ class Shortcuts:
 
     on_targets: bool = False
     fused: bool = False
+    last_layer: bool = False
+    """Behind its attention on targets only, beside the head."""
+    norms: bool = False
+    rotations: bool = False
 
     def __str__(self) -> str:
-        names = {"head on targets": self.on_targets, "fused cross-entropy": self.fused}
-        return " and ".join(name for name, used in names.items() if used) or "none"
+        names = {
+            "last layer and head on targets" if self.last_layer else "head on targets": self.on_targets,
+            "fused cross-entropy": self.fused,
+            "fused norms": self.norms,
+            "fused rotary positions": self.rotations,
+        }
+        return ", ".join(name for name, used in names.items() if used) or "none"
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,7 @@ class Loss:
         self._hooks = []
         if shortcuts.on_targets:
             self._hooks.append(model.base_model.register_forward_hook(self._keep_targets))
+        self._layer = LastLayer(model) if shortcuts.last_layer else None
         if shortcuts.fused:
             self.output = model.get_output_embeddings()
             self._hooks.append(self.output.register_forward_pre_hook(self._take))
@@ -88,6 +94,14 @@ class Loss:
     def close(self) -> None:
         for hook in self._hooks:
             hook.remove()
+        if self._layer is not None:
+            self._layer.close()
+
+    def without_last_layer(self) -> None:
+        """From now on the last layer runs on all positions."""
+        if self._layer is not None:
+            self._layer.close()
+        self._layer, self.shortcuts = None, replace(self.shortcuts, last_layer=False)
 
     def kept_bytes(self) -> int:
         """Bytes that the fused cross-entropy keeps between forward and backward beside hidden states: its gradient."""
@@ -138,6 +152,8 @@ class Loss:
         if self.shortcuts.on_targets:
             places = self._kept = batch["targets"]
             labels = labels[places]
+            if self._layer is not None:
+                self._layer.begin(places)
         else:
             places = torch.arange(len(labels), device=labels.device)
         self._active = True
@@ -146,11 +162,13 @@ class Loss:
             taken, self._taken = self._taken, None
         finally:
             self._kept, self._taken, self._active = None, None, False
+            if self._layer is not None:
+                self._layer.begin(None)
         return places, labels, logits.flatten(0, -2), None if taken is None else taken.flatten(0, -2)
 
     def _keep_targets(self, module: nn.Module, inputs: Any, output: Any) -> Any:
         """Leaves only the hidden states at targets, as one row: [1, targets, width]."""
-        if self._kept is None:
+        if self._kept is None or (self._layer is not None and self._layer.done):
             return output
         kept = output[0].flatten(0, 1)[self._kept][None]
         if isinstance(output, tuple):
@@ -194,22 +212,25 @@ class FusedCrossEntropy(torch.autograd.Function):
         weight_gradient: Tensor | None = None
         bias_gradient: Tensor | None = None
         rows = _chunk_rows(len(labels), len(weight))
+        room = torch.empty(rows, len(weight), dtype=dtype, device=hidden.device)
         with torch.autocast(kind, enabled=False):
             states, matrix = hidden.to(dtype), weight.to(dtype)
             for start in range(0, len(labels), rows):
                 chunk, wanted = states[start : start + rows], labels[start : start + rows, None]
                 counted = wanted != IGNORED
                 place = wanted.clamp(min=0)
-                logits = chunk @ matrix.T
+                logits = torch.mm(chunk, matrix.T, out=room[: len(chunk)])
                 if bias is not None:
                     logits += bias
-                logs = torch.log_softmax(logits, -1, dtype=torch.float32)
-                total -= torch.where(counted, logs.gather(1, place), 0).sum()
+                largest, right = logits.amax(-1, keepdim=True), logits.gather(1, place)
+                in_place = {"out": logits} if kind == "cpu" and dtype == torch.float32 else {}
+                slopes = torch.softmax(logits, -1, dtype=torch.float32, **in_place)
+                denominator = largest - slopes.amax(-1, keepdim=True).log()
+                nats = denominator - right
+                total += torch.where(counted, nats, 0).sum()
                 if hidden_gradient is None:
                     continue
-                denominator = logits.gather(1, place).float() - logs.gather(1, place) if z_loss else None
-                slopes = logs.exp_()
-                if denominator is not None:
+                if z_loss:
                     slopes *= 1 + 2 * z_loss * denominator
                 slopes.scatter_add_(1, place, torch.full_like(place, -1, dtype=torch.float32))
                 if bias is not None:
@@ -255,99 +276,3 @@ def _plain(weight: Tensor | None) -> Tensor | None:
 
 def _added(total: Tensor | None, more: Tensor) -> Tensor:
     return more if total is None else total.add_(more)
-
-
-def prove_shortcuts(
-    model: PreTrainedModel, how: DocumentMasking | None, *, on_targets: bool, z_loss: float = 0.0
-) -> Shortcuts:
-    """The shortcuts that give the loss and the gradients of the plain way, seen on two rows of random tokens.
-
-    `on_targets` says whether it is worth it: whether many positions are no targets. The model is left as it was.
-    """
-    batch = proof_batch(model)
-    if batch is None:
-        return Shortcuts()
-    documents, input_ids = batch
-    labels = input_ids.roll(1, 1)
-    labels[:, ::3] = IGNORED
-    micro_batch = {"input_ids": input_ids, "labels": labels, "document_ids": documents}
-    micro_batch["targets"] = target_places(labels)
-    wanted = [Shortcuts(on_targets=on_targets, fused=True)]
-    wanted += [Shortcuts(on_targets=True), Shortcuts(fused=True)] if on_targets else []
-    with undisturbed(model), torch.enable_grad(), _large_logits(model, input_ids):
-        plain = _loss_and_gradients(model, Loss(model, how, z_loss=z_loss), micro_batch)
-        for shortcuts in wanted:
-            if _fits(model, shortcuts) and _same(plain, _tried(model, how, shortcuts, micro_batch, z_loss)):
-                return shortcuts
-    return Shortcuts()
-
-
-@contextmanager
-def _large_logits(model: PreTrainedModel, input_ids: Tensor) -> Iterator[None]:
-    """Makes logits as large as those of a trained model while the proof goes on.
-
-    A cap on logits, as Gemma's, does next to nothing to those of a new model. The factor is a power of two, so that
-    taking it back gives the very weights.
-    """
-    weight = getattr(model.get_output_embeddings(), "weight", None)
-    if not isinstance(weight, Tensor):
-        yield
-        return
-    with torch.no_grad():
-        largest = float(model(input_ids=input_ids).logits.abs().max())
-    factor = 2.0 ** round(math.log2(LARGE_LOGIT / largest)) if 0 < largest < LARGE_LOGIT else 1.0
-    with torch.no_grad():
-        weight.mul_(factor)
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            weight.mul_(1 / factor)
-
-
-def _fits(model: PreTrainedModel, shortcuts: Shortcuts) -> bool:
-    """Whether the model has the parts that hooks are hung on."""
-    output = model.get_output_embeddings()
-    return (not shortcuts.on_targets or model.base_model is not model) and (
-        not shortcuts.fused or isinstance(getattr(output, "weight", None), Tensor)
-    )
-
-
-Outcome = tuple[float, list[Tensor | None]]
-
-
-def _tried(
-    model: PreTrainedModel, how: DocumentMasking | None, shortcuts: Shortcuts, batch: MicroBatch, z_loss: float
-) -> Outcome | None:
-    loss = Loss(model, how, shortcuts, z_loss)
-    try:
-        return _loss_and_gradients(model, loss, batch)
-    except Exception:
-        return None  # the model is built in another way
-    finally:
-        loss.close()
-
-
-def _loss_and_gradients(model: PreTrainedModel, loss: Loss, batch: MicroBatch) -> Outcome:
-    try:
-        total = loss(model, batch)
-        total.backward()  # type: ignore[no-untyped-call]
-        return total.item(), [parameter.grad for parameter in model.parameters()]
-    finally:
-        model.zero_grad(set_to_none=True)
-
-
-def _same(plain: Outcome, other: Outcome | None) -> bool:
-    """Equal up to rounding: losses to 1e-5 of their size, gradients to 1e-4 of the largest of each tensor."""
-    if other is None or not abs(plain[0] - other[0]) <= 1e-5 * abs(plain[0]):
-        return False
-    largest = max((float(gradient.abs().max()) for gradient in plain[1] if gradient is not None), default=0.0)
-    for one, two in zip(plain[1], other[1], strict=True):
-        if one is None or two is None:
-            if any(float(gradient.abs().max()) > 0 for gradient in (one, two) if gradient is not None):
-                return False
-            continue
-        bound = 1e-4 * float(one.abs().max()) + 1e-6 * largest
-        if not float((one - two).abs().max()) <= bound:
-            return False
-    return True

@@ -58,7 +58,8 @@ def _saved_bytes(session: Session) -> int:
 
     batch = session.collator(session.batches.largest_rows(session.micro_batch_size))
     batch = {name: tensor.to(session.accelerator.device) for name, tensor in batch.items()}
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), session.accelerator.autocast():
+    watched = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with session.passes, watched, session.accelerator.autocast():
         session.loss(session.model, batch)
     own = session.loss.kept_bytes()  # of the fused cross-entropy, which are no saved tensors
     return sum(kept.values()) + own

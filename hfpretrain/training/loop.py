@@ -232,7 +232,7 @@ def train_step(session: Session, step: int, micro_batches: list[MicroBatch], tar
     accelerator, model = session.accelerator, session.model
     set_learning_rate(session.optimizers, rate)
     total = torch.zeros((), device=accelerator.device)
-    with session.phases("forward_backward"):
+    with session.phases("forward_backward"), session.passes:
         for number, batch in enumerate(micro_batches):
             # Dropout follows from the place in the run, so there is no generator to save.
             torch.manual_seed(derived(session.recipe.seed, "dropout", step, number, session.place.number))

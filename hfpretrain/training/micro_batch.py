@@ -154,7 +154,8 @@ def seconds_of(session: "Session", size: int) -> float:
     for _ in range(2):
         began = time.perf_counter()
         # A sharded model's gradients are not the process's own to keep.
-        with nullcontext() if together else gradients_kept(session.model, session.accelerator):
+        kept = nullcontext() if together else gradients_kept(session.model, session.accelerator)
+        with session.passes, kept:
             with session.accelerator.autocast():
                 loss = session.loss(session.model, batch)
             backward(session.model, session.accelerator, loss)

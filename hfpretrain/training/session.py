@@ -2,6 +2,7 @@
 
 import logging
 import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -24,10 +25,12 @@ from hfpretrain.files import size_in_words
 from hfpretrain.hub import split_revision
 from hfpretrain.modeling.attention import DocumentMasking, prove_document_masking
 from hfpretrain.modeling.flops import flops_per_token
-from hfpretrain.modeling.loss import Loss, Shortcuts, prove_shortcuts
+from hfpretrain.modeling.loss import Loss, Shortcuts
 from hfpretrain.modeling.model import build_model
 from hfpretrain.modeling.objective import Collator, check_tokenizer
 from hfpretrain.modeling.parameters import count_parameters, count_without_embeddings, shape_of
+from hfpretrain.modeling.passes import faster_passes
+from hfpretrain.modeling.proof import prove_shortcuts
 from hfpretrain.modeling.tokenizer import build_tokenizer, load_tokenizer
 from hfpretrain.place import Place, bytes_each, in_words, shares
 from hfpretrain.recipe import Amount, Model, Parallel, Recipe, Source
@@ -72,6 +75,8 @@ class Session:
     collator: Collator
     plan: Plan
     micro_batch_size: int
+    passes: AbstractContextManager[Any]
+    """What forward and backward passes run in."""
     phases: Phases
     learning_rate: float
     """The peak of it."""
@@ -123,7 +128,10 @@ def prepare_session(recipe: Recipe, run: Run, accelerator: Accelerator, checkpoi
         and recipe.parallel.tensor == 1
     )
     collator = Collator(recipe, tokenizer, isolated=how is not None, steps=plan.steps, static=compiled)
-    shortcuts = choose_shortcuts(recipe, model, how, collator)
+    by_hand = recipe.train.shortcuts == "auto" and accelerator.device.type == "cpu" and not compiled
+    checkpointing = activation_checkpointing(recipe, model, accelerator.device, accelerator.num_processes)
+    shortcuts = choose_shortcuts(recipe, model, how, collator, by_hand=by_hand, checkpointing=checkpointing)
+    passes = faster_passes(model, shortcuts) if by_hand else nullcontext()  # before weights are shared out
     if strategy == "deepspeed" and shortcuts.fused and not can_fuse(model, recipe.parallel):
         shortcuts = replace(shortcuts, fused=False)
         log.info("%s: logits are kept whole, as its head is of several parts and zero_stage 3", model.config.model_type)
@@ -169,7 +177,7 @@ def prepare_session(recipe: Recipe, run: Run, accelerator: Accelerator, checkpoi
         "parallel": in_words(recipe.parallel) if accelerator.num_processes > 1 else None,
         "versions": hardware.versions(),
     }
-    if activation_checkpointing(recipe, model, accelerator.device, accelerator.num_processes):
+    if checkpointing:
         # Called otherwise before transformers 5.20 or so.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
@@ -217,6 +225,7 @@ def prepare_session(recipe: Recipe, run: Run, accelerator: Accelerator, checkpoi
         plan=plan,
         phases=Phases(accelerator.device),
         micro_batch_size=0,
+        passes=passes,
         learning_rate=rate,
         place=Place.in_run(accelerator, recipe.parallel),
         facts=facts,
@@ -313,12 +322,25 @@ def document_masking(recipe: Recipe, model: PreTrainedModel) -> DocumentMasking 
 
 
 def choose_shortcuts(
-    recipe: Recipe, model: PreTrainedModel, how: DocumentMasking | None, collator: Collator
+    recipe: Recipe,
+    model: PreTrainedModel,
+    how: DocumentMasking | None,
+    collator: Collator,
+    *,
+    by_hand: bool,
+    checkpointing: bool,
 ) -> Shortcuts:
-    """The ways to the loss that are proven on this very model; what is given up is said."""
+    """The ways to the loss that are proven on this very model; what is given up is said.
+
+    `by_hand` says whether operations are replaced one by one, which is for a CPU. With `checkpointing` layers run again
+    when it is no longer known which positions are targets.
+    """
     if recipe.train.shortcuts == "none":
         return Shortcuts()
-    shortcuts = prove_shortcuts(model, how, on_targets=collator.few_targets, z_loss=recipe.train.z_loss)
+    shortcuts = prove_shortcuts(
+        model, how, on_targets=collator.few_targets, z_loss=recipe.train.z_loss, elementwise=by_hand
+    )
+    shortcuts = replace(shortcuts, last_layer=shortcuts.last_layer and not checkpointing)
     name = model.config.model_type
     if collator.few_targets and not shortcuts.on_targets:
         log.info("%s: the head runs on every token, as it is not proven to give the same on the targets alone", name)

@@ -1,0 +1,262 @@
+"""What a CPU trains in to be faster: dropout, norms and rotations that stand in for the libraries' own."""
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from architectures import CAUSAL, MASKED, SIZES, recipe_for, tokenizer_for
+from test_training import cut_back
+from tiny import GPT2, LLAMA, metrics, same_weights, tiny_recipe, tiny_run, weights
+from torch.nn import functional
+
+from hfpretrain.modeling import dropout as drawing
+from hfpretrain.modeling.attention import proof_batch
+from hfpretrain.modeling.dropout import attention, dropout, faster_dropout
+from hfpretrain.modeling.elementwise import RMSNorm, Rotation
+from hfpretrain.modeling.loss import Loss, Shortcuts
+from hfpretrain.modeling.model import build_model
+from hfpretrain.modeling.objective import IGNORED, target_places
+from hfpretrain.modeling.passes import Replaced, faster_passes
+from hfpretrain.modeling.proof import prove_shortcuts
+from hfpretrain.training.loop import train
+
+
+@pytest.mark.parametrize("probability", [0.01, 0.1, 0.5, 0.9])
+def test_dropout_drops_as_often_as_asked_and_keeps_the_mean(probability: float) -> None:
+    torch.manual_seed(0)
+    count = 400_000
+    ones = torch.ones(1000, 400, requires_grad=True)
+    with Replaced(faster_dropout()):
+        found = functional.dropout(ones, probability)
+    found.sum().backward()  # type: ignore[no-untyped-call]
+    assert ones.grad is not None
+    assert torch.equal(ones.grad, found.detach()), "the gradient is that of what was kept"
+    dropped = found.detach() == 0
+    deviation = (probability * (1 - probability) / count) ** 0.5
+    assert float(dropped.float().mean()) == pytest.approx(probability, abs=5 * deviation)
+    assert float(found.detach().mean()) == pytest.approx(1, abs=5 * deviation / (1 - probability))
+    assert sorted(set(found[~dropped].tolist())) == [pytest.approx(1 / (1 - probability), rel=1e-3 / (1 - probability))]
+
+
+def test_what_is_dropped_is_independent_of_everything_around() -> None:
+    """Neighbours, rows, what is dropped a call later, and the four elements that come from one random word."""
+    torch.manual_seed(0)
+    ones = torch.ones(1024, 1024)
+    with Replaced(faster_dropout()):
+        first, second = ((functional.dropout(ones, 0.5) > 0).double() for _ in range(2))
+    pairs = [(first, second), (first[1:], first[:-1]), (first[:, 1:], second[:, :-1])]
+    pairs += [(first[:, distance:], first[:, :-distance]) for distance in (1, 2, 3, 4, 8, 64)]
+    for one, other in pairs:
+        correlation = ((one - 0.5) * (other - 0.5)).mean() / 0.25
+        assert abs(float(correlation)) < 5 / one.numel() ** 0.5
+
+
+def test_what_is_dropped_follows_from_the_generators_state() -> None:
+    ones = torch.ones(64, 64)
+    torch.manual_seed(3)
+    one, other = dropout(ones, 0.3), dropout(ones, 0.3)
+    torch.manual_seed(3)
+    assert torch.equal(dropout(ones, 0.3), one)
+    assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize(("probability", "training"), [(0.0, True), (1.0, True), (0.5, False)])
+def test_where_nothing_is_drawn_it_is_pytorchs(probability: float, training: bool) -> None:
+    values = torch.randn(4, 5)
+    assert torch.equal(dropout(values, probability, training), functional.dropout(values, probability, training))
+
+
+def test_in_place_is_in_place() -> None:
+    values = torch.ones(50, 50)
+    assert dropout(values, 0.5, inplace=True) is values
+    assert 0 < int((values == 0).sum()) < 2500
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("groups", "causal", "scale"), [(4, False, None), (2, False, 0.3), (1, True, None)])
+def test_attention_that_drops_is_pytorchs_where_nothing_happens_to_be_dropped(
+    monkeypatch: pytest.MonkeyPatch, masked: bool, groups: int, causal: bool, scale: float | None
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(2, 4, 7, 8), (2, groups, 7, 8), (2, groups, 7, 8)]
+    inputs: list[Any] = [torch.randn(shape, generator=generator, requires_grad=True) for shape in shapes]
+    mask: Any = None
+    if masked:
+        mask = torch.rand(2, 1, 7, 7, generator=generator) < 0.5
+        mask[0, 0, 2] = False  # one sees nothing
+        mask, causal = mask & torch.ones(7, 7, dtype=torch.bool).tril() if causal else mask, False
+    monkeypatch.setattr(drawing, "_kept", lambda like, dropped: torch.ones_like(like))
+    options: Any = {"attn_mask": mask, "is_causal": causal, "scale": scale, "enable_gqa": groups < 4}
+    found = attention(*inputs, **options | {"dropout_p": 0.1})
+    expected = functional.scaled_dot_product_attention(*inputs, **options)
+    slope = torch.randn(found.shape, generator=generator)
+    assert torch.allclose(found, expected, atol=1e-6)
+    for one, other in zip(
+        torch.autograd.grad(found, inputs, slope), torch.autograd.grad(expected, inputs, slope), strict=True
+    ):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_attention_drops_weights_and_keeps_the_mean() -> None:
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, 2, 64, 16) for _ in range(3))
+    plain = functional.scaled_dot_product_attention(query, key, value)
+    with Replaced(faster_dropout()):
+        found = [functional.scaled_dot_product_attention(query, key, value, dropout_p=0.2) for _ in range(2000)]
+    assert not torch.equal(found[0], found[1])
+    mean, spread = torch.stack(found).mean(0), torch.stack(found).std(0)
+    assert bool(((mean - plain).abs() < 6 * spread / 2000**0.5).all())
+
+
+def test_attention_stays_in_half_precision_where_pytorchs_does() -> None:
+    query, key, value = (torch.randn(1, 2, 8, 16) for _ in range(3))
+    with torch.autocast("cpu", dtype=torch.bfloat16), Replaced(faster_dropout()):
+        assert functional.scaled_dot_product_attention(query, key, value, dropout_p=0.2).dtype == torch.bfloat16
+
+
+def test_layers_that_are_run_again_drop_the_same_again(tmp_path: Path) -> None:
+    """They do so in the backward pass, which has to run in the same dropout as the forward pass."""
+    common = [f"model.config={GPT2}", "train.duration=4"]
+    plain = tiny_run(tmp_path, "clm", *common, name="plain")
+    again = tiny_run(tmp_path, "clm", *common, "train.activation_checkpointing=true", name="again")
+    assert metrics(plain)
+    for one, other in zip(metrics(plain), metrics(again), strict=True):
+        assert one == pytest.approx(other, abs=1e-6, rel=1e-6)
+
+
+def test_a_resumed_run_drops_what_the_undisturbed_one_does(tmp_path: Path) -> None:
+    settings = ["train.duration=10", "checkpoints={every: 5, keep: 5}"]
+    whole = tiny_run(tmp_path, "mlm", *settings, name="whole")
+    recipe = tiny_recipe(tmp_path, "mlm", *settings, name="resumed")
+    cut_back(whole, Path(recipe.output_dir), 5)
+    assert same_weights(weights(whole), weights(train(recipe, resume=True)))
+
+
+def model_of(objective: Any, architecture: str, **config: Any) -> Any:
+    return build_model(recipe_for(architecture, objective, config), tokenizer_for(objective))
+
+
+def test_gradients_of_norms_and_rotations_are_their_gradients() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 8, dtype=torch.float64, generator=generator, requires_grad=True)
+    weight = torch.randn(8, dtype=torch.float64, generator=generator, requires_grad=True)
+    torch.autograd.gradcheck(lambda *inputs: RMSNorm.apply(*inputs, 1e-6), (x, weight))  # type: ignore[no-untyped-call]
+    angle = torch.rand(3, 4, dtype=torch.float64, generator=generator).repeat(1, 2)
+    torch.autograd.gradcheck(lambda x: Rotation.apply(x, angle.cos(), angle.sin()), (x,))  # type: ignore[no-untyped-call]
+
+
+NORMS = {"llama", "qwen3", "gemma3_text", "olmo2", "mixtral", "mamba"}
+ROTATIONS = {"llama", "qwen3", "gemma3_text", "gpt_neox", "olmo2", "mixtral", "modernbert"}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "objective"), [*((name, "clm") for name in CAUSAL), *((name, "mlm") for name in MASKED)]
+)
+def test_norms_and_rotations_are_replaced_where_they_give_the_same(architecture: str, objective: str) -> None:
+    config = (CAUSAL | MASKED)[architecture]
+    model = model_of(objective, architecture, **config)
+    with torch.no_grad():  # of a new model all weights of norms are alike
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1 and "norm" in name.lower():
+                parameter.add_(0.2 * torch.randn(len(parameter), generator=torch.Generator().manual_seed(0)))
+    shortcuts = prove_shortcuts(model, None, on_targets=False, elementwise=True)
+    assert (shortcuts.norms, shortcuts.rotations) == (architecture in NORMS, architecture in ROTATIONS)
+    assert not prove_shortcuts(model, None, on_targets=False).norms, "only where it is asked for"
+
+
+def test_a_norm_of_another_kind_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    monkeypatch.setattr(LlamaRMSNorm, "forward", lambda self, x: self.weight * (x - x.mean(-1, keepdim=True)))
+    shortcuts = prove_shortcuts(model_of("clm", "llama", **SIZES), None, on_targets=False, elementwise=True)
+    assert (shortcuts.norms, shortcuts.rotations) == (False, True)
+
+
+def test_a_rotation_of_another_kind_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.models.llama import modeling_llama
+
+    own = modeling_llama.apply_rotary_pos_emb
+
+    def backwards(q: Any, k: Any, cos: Any, sin: Any, unsqueeze_dim: int = 1) -> Any:
+        return own(q, k, cos, -sin, unsqueeze_dim)
+
+    monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", backwards)
+    shortcuts = prove_shortcuts(model_of("clm", "llama", **SIZES), None, on_targets=False, elementwise=True)
+    assert (shortcuts.norms, shortcuts.rotations) == (True, False)
+
+
+def test_outside_a_pass_everything_is_the_librarys_own() -> None:
+    from transformers.models.llama import modeling_llama
+
+    own = modeling_llama.LlamaRMSNorm.forward, modeling_llama.apply_rotary_pos_emb
+    model = model_of("clm", "llama", **SIZES)
+    passes = faster_passes(model, prove_shortcuts(model, None, on_targets=False, elementwise=True))
+    for _ in range(2):
+        with pytest.raises(KeyError), passes:
+            assert modeling_llama.LlamaRMSNorm.forward is not own[0]
+            assert modeling_llama.apply_rotary_pos_emb is not own[1]
+            raise KeyError
+        assert (modeling_llama.LlamaRMSNorm.forward, modeling_llama.apply_rotary_pos_emb) == own
+
+
+def test_fused_norms_and_rotations_change_nothing_that_is_learnt(tmp_path: Path) -> None:
+    common = [f"model={{architecture: llama, config: {LLAMA}}}", "train.duration=50"]
+    plain = tiny_run(tmp_path, "clm", *common, "train.shortcuts=none", name="plain")
+    short = tiny_run(tmp_path, "clm", *common, name="short")
+    assert short.report()["shortcuts"] == "fused cross-entropy, fused norms, fused rotary positions"
+    for one, other in zip(metrics(plain), metrics(short), strict=True):
+        assert one == pytest.approx(other, abs=1e-5, rel=1e-5)
+
+
+BEHIND = {"bert": "output.dense", "roberta": "output.dense", "distilbert": "ffn.lin2", "modernbert": "mlp.Wo"}
+BEHIND |= {"electra": "output.dense", "deberta-v2": "output.dense"}
+
+
+@pytest.mark.parametrize("architecture", BEHIND)
+def test_behind_its_attention_the_last_layer_sees_targets_only(architecture: str) -> None:
+    model = model_of("mlm", architecture, **MASKED[architecture])
+    shortcuts = prove_shortcuts(model, None, on_targets=True)
+    assert shortcuts.last_layer
+    loss, batch = Loss(model, None, shortcuts), masked_batch(model)
+    seen: dict[str, int] = {}
+    for name, module in model.named_modules():
+        if name.endswith(BEHIND[architecture]) and "attention" not in name:
+            module.register_forward_pre_hook(
+                lambda module, inputs, name=name: seen.update({name: inputs[0][..., 0].numel()})
+            )
+    loss(model, batch)
+    assert list(seen.values()) == [batch["labels"].numel(), len(batch["targets"])], "of the first layer and the last"
+    seen.clear()
+    model(input_ids=batch["input_ids"])  # whoever else uses the model
+    assert len(set(seen.values())) == 1
+
+
+def masked_batch(model: Any) -> dict[str, torch.Tensor]:
+    documents, input_ids = proof_batch(model) or (torch.empty(0), torch.empty(0))
+    labels = input_ids.roll(1, 1)
+    labels[torch.arange(labels.numel()).view_as(labels) % 7 != 0] = IGNORED
+    return {"input_ids": input_ids, "labels": labels, "document_ids": documents, "targets": target_places(labels)}
+
+
+def test_albert_runs_one_layer_many_times_on_all_positions() -> None:
+    assert not prove_shortcuts(model_of("mlm", "albert", **SIZES), None, on_targets=True).last_layer
+
+
+def test_a_layer_that_is_left_out_at_random_leaves_its_work_to_the_head() -> None:
+    model = model_of("mlm", "bert", **SIZES)
+    short, batch = Loss(model, None, Shortcuts(on_targets=True, last_layer=True)), masked_batch(model)
+    del model.bert.encoder.layer[-1]
+    model.eval()
+    assert short(model, batch).item() == pytest.approx(Loss(model, None)(model, batch).item(), rel=1e-6)
+
+
+def test_no_pass_is_entered_where_the_recipe_wants_the_plain_way(tmp_path: Path) -> None:
+    from hfpretrain.run import Run
+    from hfpretrain.training.session import open_accelerator, prepare_session
+
+    for setting, kind in (("auto", False), ("none", True)):
+        recipe = tiny_recipe(tmp_path, "mlm", f"train.shortcuts={setting}")
+        session = prepare_session(recipe, Run(tmp_path / setting), open_accelerator(recipe))
+        assert isinstance(session.passes, nullcontext) is kind
