@@ -65,6 +65,19 @@ def test_the_fused_cross_entropy_is_the_cross_entropy(monkeypatch: pytest.Monkey
     assert again.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
+def test_a_token_that_is_all_but_impossible_costs_what_it_should() -> None:
+    """Its probability is no number in float32."""
+    hidden, weight = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[300.0, 3.0], [0.0, 1.0], [-50.0, 2.0]])
+    hidden.requires_grad_()
+    labels = torch.tensor([2, 1])
+    expected = torch.nn.functional.cross_entropy(hidden @ weight.T, labels, reduction="sum")
+    found = FusedCrossEntropy.apply(hidden, weight, None, labels, True)  # type: ignore[no-untyped-call]
+    assert expected.item() > 350
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+    one, other = (torch.autograd.grad(each, hidden)[0] for each in (expected, found))
+    assert torch.allclose(one, other)
+
+
 def test_it_works_in_half_precision() -> None:
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(40, 16, generator=generator, requires_grad=True)

@@ -23,6 +23,8 @@ from hfpretrain.modeling.objective import IGNORED, MicroBatch
 
 CHUNK_NUMBERS, CHUNK_ROWS = 2**24, 256
 """Logits of a chunk: so many numbers (64 MB in fp32), but no fewer rows. Fewer make slow matrix products."""
+CERTAIN_NATS = 60.0
+"""Up to here a negative log-likelihood is found from the probability, which float32 has down to 1e-38, 87 nats."""
 BEST = 5
 """So many of the likeliest tokens are told of each place."""
 
@@ -219,19 +221,22 @@ class FusedCrossEntropy(torch.autograd.Function):
                 chunk, wanted = states[start : start + rows], labels[start : start + rows, None]
                 counted = wanted != IGNORED
                 place = wanted.clamp(min=0)
-                logits = torch.mm(chunk, matrix.T, out=room[: len(chunk)])
-                if bias is not None:
-                    logits += bias
-                largest, right = logits.amax(-1, keepdim=True), logits.gather(1, place)
-                in_place = {"out": logits} if kind == "cpu" and dtype == torch.float32 else {}
-                slopes = torch.softmax(logits, -1, dtype=torch.float32, **in_place)
-                denominator = largest - slopes.amax(-1, keepdim=True).log()
-                nats = denominator - right
+                logits = _logits(chunk, matrix, bias, out=room[: len(chunk)])
+                right = logits.gather(1, place).float() if z_loss else 0
+                if type(logits) is Tensor and kind == "cpu" and dtype == torch.float32:
+                    slopes = torch.softmax(logits, -1, out=logits)  # fewer passes over memory than by way of logs
+                    nats = -slopes.gather(1, place).log()
+                    if (far := nats[:, 0] > CERTAIN_NATS).any():  # its probability is hardly a number any more
+                        again = _logits(chunk[far], matrix, bias)
+                        nats[far] = nn.functional.cross_entropy(again, place[far, 0], reduction="none")[:, None]
+                else:
+                    logs = torch.log_softmax(logits, -1, dtype=torch.float32)
+                    nats, slopes = -logs.gather(1, place), logs.exp_()
                 total += torch.where(counted, nats, 0).sum()
                 if hidden_gradient is None:
                     continue
                 if z_loss:
-                    slopes *= 1 + 2 * z_loss * denominator
+                    slopes *= 1 + 2 * z_loss * (nats + right)
                 slopes.scatter_add_(1, place, torch.full_like(place, -1, dtype=torch.float32))
                 if bias is not None:
                     bias_gradient = _added(bias_gradient, (counted.to(slopes.dtype).T @ slopes)[0])
@@ -252,6 +257,11 @@ class FusedCrossEntropy(torch.autograd.Function):
         ctx.gradients = None  # used once, like every graph here
         scaled = [None if gradient is None else gradient.mul_(scale) for gradient in (hidden, weight, bias)]
         return (*scaled, None, None, None)
+
+
+def _logits(states: Tensor, matrix: Tensor, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
+    logits = torch.mm(states, matrix.T, out=out)
+    return logits if bias is None else logits.add_(bias)
 
 
 def _chunk_rows(count: int, vocabulary: int) -> int:
