@@ -8,12 +8,11 @@ import pytest
 import torch
 from architectures import CAUSAL, MASKED, SIZES, recipe_for, tokenizer_for
 from test_training import cut_back
-from tiny import GPT2, LLAMA, metrics, same_weights, tiny_recipe, tiny_run, weights
+from tiny import BERT, GPT2, LLAMA, metrics, same_weights, tiny_recipe, tiny_run, weights
 from torch.nn import functional
 
-from hfpretrain.modeling import dropout as drawing
 from hfpretrain.modeling.attention import proof_batch
-from hfpretrain.modeling.dropout import attention, dropout, faster_dropout
+from hfpretrain.modeling.dropout import attention, dropout, faster_dropout, nothing_dropped
 from hfpretrain.modeling.elementwise import RMSNorm, Rotation
 from hfpretrain.modeling.loss import Loss, Shortcuts
 from hfpretrain.modeling.model import build_model
@@ -63,8 +62,10 @@ def test_what_is_dropped_follows_from_the_generators_state() -> None:
 
 
 @pytest.mark.parametrize(("probability", "training"), [(0.0, True), (1.0, True), (0.5, False)])
-def test_where_nothing_is_drawn_it_is_pytorchs(probability: float, training: bool) -> None:
-    values = torch.randn(4, 5)
+@pytest.mark.parametrize("rows", [0, 4])
+def test_where_nothing_is_drawn_it_is_pytorchs(probability: float, training: bool, rows: int) -> None:
+    values = torch.randn(rows, 5)
+    assert dropout(torch.empty(0, 5), 0.5).shape == (0, 5)
     assert torch.equal(dropout(values, probability, training), functional.dropout(values, probability, training))
 
 
@@ -74,10 +75,26 @@ def test_in_place_is_in_place() -> None:
     assert 0 < int((values == 0).sum()) < 2500
 
 
+def test_dropout_is_looked_for_in_the_configuration() -> None:
+    without = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    for architecture, config, has in (("gpt2", GPT2, True), ("gpt2", GPT2 | without, False), ("llama", SIZES, False)):
+        model = model_of("clm", architecture, **config)
+        assert prove_shortcuts(model, None, on_targets=False, elementwise=True).dropout is has
+
+
+def test_dropout_is_the_librarys_where_training_differs_in_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
+
+    own = GPT2MLP.forward
+    monkeypatch.setattr(GPT2MLP, "forward", lambda self, x: own(self, x) * (1.5 if self.training else 1))
+    model = model_of("clm", "gpt2", **GPT2)
+    assert not prove_shortcuts(model, None, on_targets=False, elementwise=True).dropout
+
+
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(("groups", "causal", "scale"), [(4, False, None), (2, False, 0.3), (1, True, None)])
 def test_attention_that_drops_is_pytorchs_where_nothing_happens_to_be_dropped(
-    monkeypatch: pytest.MonkeyPatch, masked: bool, groups: int, causal: bool, scale: float | None
+    masked: bool, groups: int, causal: bool, scale: float | None
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     shapes = [(2, 4, 7, 8), (2, groups, 7, 8), (2, groups, 7, 8)]
@@ -87,9 +104,9 @@ def test_attention_that_drops_is_pytorchs_where_nothing_happens_to_be_dropped(
         mask = torch.rand(2, 1, 7, 7, generator=generator) < 0.5
         mask[0, 0, 2] = False  # one sees nothing
         mask, causal = mask & torch.ones(7, 7, dtype=torch.bool).tril() if causal else mask, False
-    monkeypatch.setattr(drawing, "_kept", lambda like, dropped: torch.ones_like(like))
     options: Any = {"attn_mask": mask, "is_causal": causal, "scale": scale, "enable_gqa": groups < 4}
-    found = attention(*inputs, **options | {"dropout_p": 0.1})
+    with nothing_dropped():
+        found = attention(*inputs, **options | {"dropout_p": 0.1})
     expected = functional.scaled_dot_product_attention(*inputs, **options)
     slope = torch.randn(found.shape, generator=generator)
     assert torch.allclose(found, expected, atol=1e-6)
@@ -104,23 +121,39 @@ def test_attention_drops_weights_and_keeps_the_mean() -> None:
     query, key, value = (torch.randn(1, 2, 64, 16) for _ in range(3))
     plain = functional.scaled_dot_product_attention(query, key, value)
     with Replaced(faster_dropout()):
+        assert functional.scaled_dot_product_attention is attention
         found = [functional.scaled_dot_product_attention(query, key, value, dropout_p=0.2) for _ in range(2000)]
     assert not torch.equal(found[0], found[1])
     mean, spread = torch.stack(found).mean(0), torch.stack(found).std(0)
     assert bool(((mean - plain).abs() < 6 * spread / 2000**0.5).all())
 
 
-def test_attention_stays_in_half_precision_where_pytorchs_does() -> None:
-    query, key, value = (torch.randn(1, 2, 8, 16) for _ in range(3))
-    with torch.autocast("cpu", dtype=torch.bfloat16), Replaced(faster_dropout()):
-        assert functional.scaled_dot_product_attention(query, key, value, dropout_p=0.2).dtype == torch.bfloat16
+@pytest.mark.parametrize("autocast", [False, True])
+def test_attention_in_half_precision_is_as_exact_as_pytorchs(autocast: bool) -> None:
+    """Which rounds what comes in and what goes out."""
+    generator = torch.Generator().manual_seed(0)
+    inputs: list[Any] = [2 * torch.randn(2, 4, 128, 32, generator=generator) for _ in range(3)]
+    exact = functional.scaled_dot_product_attention(*inputs)
+    if not autocast:
+        inputs = [each.bfloat16() for each in inputs]
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast), nothing_dropped():
+        found = attention(*inputs, dropout_p=0.1)
+        expected = functional.scaled_dot_product_attention(*inputs)
+    assert found.dtype == expected.dtype == torch.bfloat16
+    errors = [float((each.float() - exact).square().mean().sqrt()) for each in (found, expected)]
+    assert errors[0] < 1.5 * errors[1]
 
 
-def test_layers_that_are_run_again_drop_the_same_again(tmp_path: Path) -> None:
-    """They do so in the backward pass, which has to run in the same dropout as the forward pass."""
-    common = [f"model.config={GPT2}", "train.duration=4"]
-    plain = tiny_run(tmp_path, "clm", *common, name="plain")
-    again = tiny_run(tmp_path, "clm", *common, "train.activation_checkpointing=true", name="again")
+@pytest.mark.parametrize("objective", ["clm", "mlm"])
+def test_layers_that_are_run_again_drop_the_same_again(tmp_path: Path, objective: str) -> None:
+    """They do so in the backward pass, in the same dropout as in the forward pass, and all on all positions."""
+    common = ["train.duration=4", "train.micro_batch_size=2"]
+    common += [f"model.config={BERT | {'hidden_dropout_prob': 0.0}}"] if objective == "mlm" else []
+    plain = tiny_run(tmp_path, objective, *common, name="plain")
+    again = tiny_run(tmp_path, objective, *common, "train.activation_checkpointing=true", name="again")
+    told = plain.report()["shortcuts"]
+    assert "fast dropout" in told
+    assert again.report()["shortcuts"] == told.replace("last layer and ", "")
     assert metrics(plain)
     for one, other in zip(metrics(plain), metrics(again), strict=True):
         assert one == pytest.approx(other, abs=1e-6, rel=1e-6)
@@ -193,6 +226,8 @@ def test_outside_a_pass_everything_is_the_librarys_own() -> None:
     own = modeling_llama.LlamaRMSNorm.forward, modeling_llama.apply_rotary_pos_emb
     model = model_of("clm", "llama", **SIZES)
     passes = faster_passes(model, prove_shortcuts(model, None, on_targets=False, elementwise=True))
+    with passes, passes:
+        pass
     for _ in range(2):
         with pytest.raises(KeyError), passes:
             assert modeling_llama.LlamaRMSNorm.forward is not own[0]
@@ -238,6 +273,13 @@ def masked_batch(model: Any) -> dict[str, torch.Tensor]:
     labels = input_ids.roll(1, 1)
     labels[torch.arange(labels.numel()).view_as(labels) % 7 != 0] = IGNORED
     return {"input_ids": input_ids, "labels": labels, "document_ids": documents, "targets": target_places(labels)}
+
+
+def test_a_feed_forward_part_that_wants_chunks_of_one_size_gets_all_positions() -> None:
+    model = model_of("mlm", "bert", **SIZES, chunk_size_feed_forward=8)
+    shortcuts = prove_shortcuts(model, None, on_targets=True)
+    assert shortcuts.on_targets
+    assert not shortcuts.last_layer
 
 
 def test_albert_runs_one_layer_many_times_on_all_positions() -> None:

@@ -2,7 +2,7 @@
 
 RMSNorm (Zhang & Sennrich 2019) and rotary positions (Su et al. 2021) are written there as half a dozen operations
 each, whose results all go through memory, forward and backward. Here their gradients are written out. They stand in
-for the model's own while it trains, and are proven like the other shortcuts, as architectures differ in details.
+for the model's own while it trains, where a tiny batch has the same loss and gradients, as architectures differ.
 """
 
 import inspect

@@ -141,7 +141,7 @@ class _Kept:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        hooks = [layer.register_forward_pre_hook(self._enter, with_kwargs=True) for layer in self.layers]
+        hooks = [layer.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True) for layer in self.layers]
         hooks += [layer.register_forward_hook(self._leave) for layer in self.layers]
         try:
             with torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor):
@@ -218,14 +218,16 @@ def _counted(
             loss(model, _batch(blocks, block_size, targets))
         return kept
 
+    documents = loss.documents
     while True:
         try:
             return once(1), once(2)
         except Exception:
-            if loss.shortcuts.last_layer:
-                loss.without_last_layer()  # it is built in another way
-            elif loss.documents:
-                loss.documents = False  # the model takes no such mask
+            if loss.documents:
+                loss.documents = False  # the model may take no such mask
+            elif loss.shortcuts.last_layer:
+                loss.without_last_layer()  # it may be built in another way
+                loss.documents = documents
             else:
                 raise
 

@@ -7,6 +7,7 @@ do it, for any layer that is made of an attention and what comes behind; whether
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -17,13 +18,15 @@ _BEHIND = ("output", "o_proj", "out_proj", "out_lin", "Wo", "dense", "c_proj")
 
 
 class LastLayer:
-    """Hooks on a model's last layer, which do nothing before `begin`. `close` takes them off.
+    """Hooks on a model's last layer, which do nothing but between `begin` and `end`. `close` takes them off.
 
     For a model that `has_last_layer`.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._places: Tensor | None = None
+        self._shape = torch.Size()
+        self._active = False
         self.done = False
         """Whether the layer has run, and given the targets' states; a layer may be left out at random."""
         self._whole: Tensor | None = None
@@ -41,9 +44,15 @@ class LastLayer:
         else:
             self._hooks.append(attention.register_forward_hook(self._leave_after))
 
-    def begin(self, places: Tensor | None) -> None:
-        """Before a pass: the targets' places in the flattened positions, int64 [targets]. After it: None."""
-        self._places, self.done = places, False
+    def begin(self, places: Tensor, shape: torch.Size) -> None:
+        """Before a pass: the targets' places in the flattened positions, int64 [targets], and the shape of those."""
+        self._places, self._shape = places, shape
+        self._active, self.done = True, False
+        self._whole = self._cut = None
+
+    def end(self) -> None:
+        """After a pass."""
+        self._active = False
         self._whole = self._cut = None
 
     def close(self) -> None:
@@ -52,9 +61,12 @@ class LastLayer:
 
     def _enter(self, layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
         """Lets the layer's own sums see targets only."""
-        if self._places is None:
+        if not self._active:
             return None
-        self._whole = next(each for each in (*inputs, *named.values()) if isinstance(each, Tensor))
+        states = next((each for each in (*inputs, *named.values()) if isinstance(each, Tensor)), None)
+        if states is None or states.shape[:2] != self._shape:  # padded inside, say
+            return None
+        self._whole = states
         self._cut = self._at_targets(self._whole)
         return _replaced(inputs, named, self._whole, self._cut)
 

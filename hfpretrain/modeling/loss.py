@@ -37,6 +37,7 @@ class Shortcuts:
     fused: bool = False
     last_layer: bool = False
     """Behind its attention on targets only, beside the head."""
+    dropout: bool = False
     norms: bool = False
     rotations: bool = False
 
@@ -44,6 +45,7 @@ class Shortcuts:
         names = {
             "last layer and head on targets" if self.last_layer else "head on targets": self.on_targets,
             "fused cross-entropy": self.fused,
+            "fast dropout": self.dropout,
             "fused norms": self.norms,
             "fused rotary positions": self.rotations,
         }
@@ -155,7 +157,7 @@ class Loss:
             places = self._kept = batch["targets"]
             labels = labels[places]
             if self._layer is not None:
-                self._layer.begin(places)
+                self._layer.begin(places, batch["labels"].shape)
         else:
             places = torch.arange(len(labels), device=labels.device)
         self._active = True
@@ -165,7 +167,7 @@ class Loss:
         finally:
             self._kept, self._taken, self._active = None, None, False
             if self._layer is not None:
-                self._layer.begin(None)
+                self._layer.end()
         return places, labels, logits.flatten(0, -2), None if taken is None else taken.flatten(0, -2)
 
     def _keep_targets(self, module: nn.Module, inputs: Any, output: Any) -> Any:

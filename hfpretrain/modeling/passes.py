@@ -18,20 +18,21 @@ class Replaced(AbstractContextManager[None]):
 
     def __init__(self, attributes: list[tuple[Any, str, Any]]) -> None:
         self.attributes = attributes
-        self._own: list[Any] = []
+        self._own: list[list[Any]] = []
 
     def __enter__(self) -> None:
-        self._own = [getattr(owner, name) for owner, name, _ in self.attributes]
+        self._own.append([getattr(owner, name) for owner, name, _ in self.attributes])
         for owner, name, other in self.attributes:
             setattr(owner, name, other)
 
     def __exit__(self, *_: object) -> None:
-        for (owner, name, _), own in zip(self.attributes, self._own, strict=True):
+        for (owner, name, _), own in zip(self.attributes, self._own.pop(), strict=True):
             setattr(owner, name, own)
 
 
 def faster_passes(model: PreTrainedModel, shortcuts: Shortcuts) -> Replaced:
-    """What stands in for dropout, and for the model's norms and rotations as far as that is proven."""
+    """What stands in for the model's dropout, norms and rotations, as far as that is proven."""
+    dropout = faster_dropout() if shortcuts.dropout else []
     norms = faster_norms(model) if shortcuts.norms else []
     rotations = faster_rotations(model) if shortcuts.rotations else []
-    return Replaced(faster_dropout() + norms + rotations)
+    return Replaced(dropout + norms + rotations)

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hfpretrain.modeling.attention import DocumentMasking, proof_batch, undisturbed
+from hfpretrain.modeling.dropout import drops, nothing_dropped
 from hfpretrain.modeling.elementwise import faster_norms, faster_rotations
 from hfpretrain.modeling.last_layer import has_last_layer
 from hfpretrain.modeling.loss import Loss, Shortcuts
@@ -40,6 +41,7 @@ def prove_shortcuts(
     documents, input_ids = batch
     labels = input_ids.roll(1, 1)
     labels[:, ::3] = IGNORED
+    labels[0, -1] = IGNORED  # so that their number divides by nothing, as some feed-forward parts want it to
     micro_batch = {"input_ids": input_ids, "labels": labels, "document_ids": documents}
     micro_batch["targets"] = target_places(labels)
     wanted = [Shortcuts(fused=True)]
@@ -60,6 +62,8 @@ def prove_shortcuts(
             ways = [(norms, rotations), (norms, False), (False, rotations)]
             more = [replace(found, norms=one, rotations=other) for one, other in dict.fromkeys(ways) if one or other]
             found = next((shortcuts for shortcuts in more if holds(shortcuts)), found)
+            if drops(model) and holds(replace(found, dropout=True)):
+                found = replace(found, dropout=True)
     return found
 
 
@@ -100,10 +104,13 @@ def _tried(
     model: PreTrainedModel, how: DocumentMasking | None, shortcuts: Shortcuts, batch: MicroBatch, z_loss: float
 ) -> Outcome | None:
     try:
-        with faster_passes(model, shortcuts), closing(Loss(model, how, shortcuts, z_loss)) as loss:
+        model.train(shortcuts.dropout)
+        with nothing_dropped(), faster_passes(model, shortcuts), closing(Loss(model, how, shortcuts, z_loss)) as loss:
             return _loss_and_gradients(model, loss, batch)
     except Exception:
         return None  # the model is built in another way
+    finally:
+        model.eval()
 
 
 def _loss_and_gradients(model: PreTrainedModel, loss: Loss, batch: MicroBatch) -> Outcome:

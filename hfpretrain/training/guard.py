@@ -188,7 +188,7 @@ def _finite(session: "Session", step: int, place: int) -> bool:
     batch = session.collator(session.batches.rows(step, range(place, place + 1)))
     batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
     torch.manual_seed(derived(session.recipe.seed, "dropout", step, place, 0))
-    with accelerator.autocast():
+    with session.passes, accelerator.autocast():
         loss = session.loss(accelerator.unwrap_model(session.model, keep_torch_compile=False), batch)
     return math.isfinite(loss.item())
 

@@ -131,8 +131,10 @@ def run_loop(session: Session, at: Progress, checkpoint: Path | None, request: S
     done = plan.done(at.step, at.seconds)
     request.training_begins()
     wait_less(accelerator)
-    # Imports leave hundreds of thousands of objects; looking through them for garbage takes 0.2 s each time.
-    gc.freeze()
+    if freezes := gc.get_freeze_count() == 0:
+        # Imports leave hundreds of thousands of objects; looking through them for garbage takes 0.2 s each time.
+        gc.collect(1)
+        gc.freeze()
     try:
         with Display(enabled=accelerator.is_main_process, done=done, steps=plan.steps) as display:
             if at.evaluation_due:
@@ -177,7 +179,8 @@ def run_loop(session: Session, at: Progress, checkpoint: Path | None, request: S
             publisher.abandon()
         raise
     finally:
-        gc.unfreeze()
+        if freezes:
+            gc.unfreeze()
         metrics.finish()
     return publisher
 

@@ -24,6 +24,8 @@ from hfpretrain.failures import meeting
 from hfpretrain.files import size_in_words
 from hfpretrain.hub import split_revision
 from hfpretrain.modeling.attention import DocumentMasking, prove_document_masking
+from hfpretrain.modeling.dropout import drops
+from hfpretrain.modeling.elementwise import faster_norms, faster_rotations
 from hfpretrain.modeling.flops import flops_per_token
 from hfpretrain.modeling.loss import Loss, Shortcuts
 from hfpretrain.modeling.model import build_model
@@ -128,16 +130,22 @@ def prepare_session(recipe: Recipe, run: Run, accelerator: Accelerator, checkpoi
         and recipe.parallel.tensor == 1
     )
     collator = Collator(recipe, tokenizer, isolated=how is not None, steps=plan.steps, static=compiled)
+    precision = hardware.choose_precision(recipe.train.precision, accelerator.device)
     by_hand = recipe.train.shortcuts == "auto" and accelerator.device.type == "cpu" and not compiled
+    shortcuts = choose_shortcuts(recipe, model, how, collator, by_hand=by_hand)
     checkpointing = activation_checkpointing(recipe, model, accelerator.device, accelerator.num_processes)
-    shortcuts = choose_shortcuts(recipe, model, how, collator, by_hand=by_hand, checkpointing=checkpointing)
+    if checkpointing:  # when layers run again, it is no longer known which positions are targets
+        shortcuts = replace(shortcuts, last_layer=False)
+    if precision != "fp32":  # what is turned is not in float32, and in shares of the weights nothing is
+        shortcuts = replace(shortcuts, norms=shortcuts.norms and not sharded, rotations=False)
+    if recipe.parallel.tensor > 1:  # norms have a forward of their own there
+        shortcuts = replace(shortcuts, norms=False)
     passes = faster_passes(model, shortcuts) if by_hand else nullcontext()  # before weights are shared out
     if strategy == "deepspeed" and shortcuts.fused and not can_fuse(model, recipe.parallel):
         shortcuts = replace(shortcuts, fused=False)
         log.info("%s: logits are kept whole, as its head is of several parts and zero_stage 3", model.config.model_type)
     loss = Loss(model, how, shortcuts, recipe.train.z_loss)
     evaluator = prepare_evaluator(recipe, tokenizer, model, loss, accelerator, batches=batches, collator=collator)
-    precision = hardware.choose_precision(recipe.train.precision, accelerator.device)
     if accelerator.device.type == "cuda":  # TF32 for what autocast leaves in float32
         torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
     if accelerator.device.type == "cpu" and recipe.train.precision == "auto":
@@ -328,24 +336,28 @@ def choose_shortcuts(
     collator: Collator,
     *,
     by_hand: bool,
-    checkpointing: bool,
 ) -> Shortcuts:
     """The ways to the loss that are proven on this very model; what is given up is said.
 
-    `by_hand` says whether operations are replaced one by one, which is for a CPU. With `checkpointing` layers run again
-    when it is no longer known which positions are targets.
+    `by_hand` says whether operations are replaced one by one, which is for a CPU.
     """
     if recipe.train.shortcuts == "none":
         return Shortcuts()
     shortcuts = prove_shortcuts(
         model, how, on_targets=collator.few_targets, z_loss=recipe.train.z_loss, elementwise=by_hand
     )
-    shortcuts = replace(shortcuts, last_layer=shortcuts.last_layer and not checkpointing)
     name = model.config.model_type
     if collator.few_targets and not shortcuts.on_targets:
         log.info("%s: the head runs on every token, as it is not proven to give the same on the targets alone", name)
     if not shortcuts.fused:
         log.info("%s: logits are kept whole, as the fused cross-entropy is not proven to give the same", name)
+    plain = [*(["last layer"] if shortcuts.on_targets and not shortcuts.last_layer else [])]
+    if by_hand:
+        plain += ["dropout"] if drops(model) and not shortcuts.dropout else []
+        plain += ["norms"] if faster_norms(model) and not shortcuts.norms else []
+        plain += ["rotary positions"] if faster_rotations(model) and not shortcuts.rotations else []
+    if plain:
+        log.info("%s: plain %s, as no faster way is proven to give the same", name, ", ".join(plain))
     return shortcuts
 
 
