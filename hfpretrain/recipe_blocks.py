@@ -200,7 +200,8 @@ class Train:
     activation_checkpointing: bool | Literal["auto"] = "auto"
     """Keep less for the backward pass and compute it again: slower, in less memory. auto: where it would not fit."""
     shortcuts: Literal["auto", "none"] = "auto"
-    """auto: the loss is found in a faster way where that is proven to give what the plain model gives."""
+    """auto: the loss is found in a faster way where that is proven to give what the plain model gives, and on a CPU
+    dropout is drawn from a faster source. none: the plain model, and PyTorch's dropout."""
     gradient_clip: NotNegative = 1.0
     """Largest norm of the gradient; 0 does not clip."""
     z_loss: NotNegative = 0.0

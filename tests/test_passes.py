@@ -106,7 +106,7 @@ def test_attention_that_drops_is_pytorchs_where_nothing_happens_to_be_dropped(
         mask, causal = mask & torch.ones(7, 7, dtype=torch.bool).tril() if causal else mask, False
     options: Any = {"attn_mask": mask, "is_causal": causal, "scale": scale, "enable_gqa": groups < 4}
     with nothing_dropped():
-        found = attention(*inputs, **options | {"dropout_p": 0.1})
+        found = attention(inputs[0], inputs[1], inputs[2], dropout_p=0.1, **options)
     expected = functional.scaled_dot_product_attention(*inputs, **options)
     slope = torch.randn(found.shape, generator=generator)
     assert torch.allclose(found, expected, atol=1e-6)
@@ -137,7 +137,7 @@ def test_attention_in_half_precision_is_as_exact_as_pytorchs(autocast: bool) -> 
     if not autocast:
         inputs = [each.bfloat16() for each in inputs]
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast), nothing_dropped():
-        found = attention(*inputs, dropout_p=0.1)
+        found = attention(inputs[0], inputs[1], inputs[2], dropout_p=0.1)
         expected = functional.scaled_dot_product_attention(*inputs)
     assert found.dtype == expected.dtype == torch.bfloat16
     errors = [float((each.float() - exact).square().mean().sqrt()) for each in (found, expected)]
