@@ -20,9 +20,10 @@ PROMPTS = {"clm": ["the quick", "a dog"], "mlm": ["the quick [MASK] jumps over",
 @pytest.mark.parametrize("objective", ["clm", "mlm"])
 def test_each_evaluation_shows_the_prompts(tmp_path: Path, objective: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="hfpretrain")
-    run = tiny_run(tmp_path, objective, f"evaluation.prompts={PROMPTS[objective]}", name="shown")
+    enough = ["train.duration=60", "evaluation.every=30", "optimizer.lr=5e-3"]
+    run = tiny_run(tmp_path, objective, *enough, f"evaluation.prompts={PROMPTS[objective]}", name="shown")
     shown = [line["samples"] for line in metrics(run) if "samples" in line]
-    assert [[each["text"] for each in samples] for samples in shown] == [PROMPTS[objective]] * 2  # steps 6 and 12
+    assert [[each["text"] for each in samples] for samples in shown] == [PROMPTS[objective]] * 2  # steps 30 and 60
     assert shown[0] != shown[1], "it has learnt between them"
     last, text = shown[1][0], PROMPTS[objective][0]
     if objective == "clm":
@@ -33,7 +34,7 @@ def test_each_evaluation_shows_the_prompts(tmp_path: Path, objective: str, caplo
         assert [token for token, _ in last["fills"]] == [each.token for each in predictions]
         assert [chance for _, chance in last["fills"]] == pytest.approx([each.probability for each in predictions])
         assert f"{text} → {last['fills'][0][0]} {last['fills'][0][1]:.1%}" in caplog.text
-    hidden = tiny_run(tmp_path, objective, name="hidden")
+    hidden = tiny_run(tmp_path, objective, *enough, name="hidden")
     assert same_weights(weights(run), weights(hidden))
     config = "generation_config.json"
     assert not (hidden.path / config).exists() or (run.path / config).read_text() == (hidden.path / config).read_text()

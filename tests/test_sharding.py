@@ -29,9 +29,12 @@ def write(folder: Path, objective: str, *settings: str, name: str) -> Path:
     return file
 
 
-def same(one: Run, other: Run, *, within: float = 1e-5) -> None:
+def same(one: Run, other: Run, *, within: float = 1e-5, norms: float | None = None) -> None:
+    """`norms`, of gradients, may differ by more: Muon makes small singular values as large as others, and rounding."""
     for single, double in zip(metrics(one), metrics(other), strict=True):
         double.pop("samples", None), single.pop("samples", None)
+        if norms is not None and "gradient_norm" in single:
+            assert single.pop("gradient_norm") == pytest.approx(double.pop("gradient_norm"), rel=norms)
         assert single == pytest.approx(double, abs=within, rel=within)
 
 
@@ -72,7 +75,7 @@ def test_masked_models_with_muon_and_an_average(tmp_path: Path) -> None:
     done = launched(write(tmp_path, "mlm", *settings, name="shared"), 2)
     assert done.returncode == 0, done.stderr[-3000:]
     two = Run(tmp_path / "runs" / "shared")
-    same(one, two, within=1e-4)
+    same(one, two, within=1e-4, norms=5e-4)
     averages = [load_file(run.averaged / "model.safetensors") for run in (one, two)]
     assert averages[0].keys() == averages[1].keys()
     for name, tensor in averages[0].items():
@@ -84,7 +87,7 @@ def test_masked_models_with_muon_and_an_average(tmp_path: Path) -> None:
         changed = [*settings, f"parallel.strategy={strategy}"]
         done = launched(write(tmp_path, "mlm", *changed, name=again.path.name), processes, "--resume")
         assert done.returncode == 0, done.stderr[-3000:]
-        same(run, again, within=1e-4)
+        same(run, again, within=1e-4, norms=5e-4)
 
 
 def test_a_tied_average_and_starting_from_another_run_s_optimizer(tmp_path: Path) -> None:
