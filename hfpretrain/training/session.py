@@ -134,7 +134,8 @@ def prepare_session(recipe: Recipe, run: Run, accelerator: Accelerator, checkpoi
     by_hand = recipe.train.shortcuts == "auto" and accelerator.device.type == "cpu" and not compiled
     shortcuts = choose_shortcuts(recipe, model, how, collator, by_hand=by_hand)
     checkpointing = activation_checkpointing(recipe, model, accelerator.device, accelerator.num_processes)
-    if checkpointing:  # when layers run again, it is no longer known which positions are targets
+    gathered = strategy == "deepspeed" and recipe.parallel.zero_stage == 3  # its hooks hand on other tensors
+    if checkpointing or gathered:  # and when layers run again, it is no longer known which positions are targets
         shortcuts = replace(shortcuts, last_layer=False)
     if precision != "fp32":  # what is turned is not in float32, and in shares of the weights nothing is
         shortcuts = replace(shortcuts, norms=shortcuts.norms and not sharded, rotations=False)
