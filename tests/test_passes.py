@@ -10,14 +10,15 @@ from architectures import CAUSAL, MASKED, SIZES, recipe_for, tokenizer_for
 from test_training import cut_back
 from tiny import BERT, GPT2, LLAMA, metrics, same_weights, tiny_recipe, tiny_run, weights
 from torch.nn import functional
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from hfpretrain.modeling.attention import proof_batch
-from hfpretrain.modeling.dropout import attention, dropout, faster_dropout, nothing_dropped
-from hfpretrain.modeling.elementwise import RMSNorm, Rotation
+from hfpretrain.modeling.dropout import attention, dropout, faster_dropout
+from hfpretrain.modeling.elementwise import faster_rotations, rms_norm, rotated
 from hfpretrain.modeling.loss import Loss, Shortcuts
 from hfpretrain.modeling.model import build_model
 from hfpretrain.modeling.objective import IGNORED, target_places
-from hfpretrain.modeling.passes import Replaced, faster_passes
+from hfpretrain.modeling.passes import Replaced, faster_passes, nothing_dropped
 from hfpretrain.modeling.proof import prove_shortcuts
 from hfpretrain.training.loop import train
 
@@ -29,9 +30,8 @@ def test_dropout_drops_as_often_as_asked_and_keeps_the_mean(probability: float) 
     ones = torch.ones(1000, 400, requires_grad=True)
     with Replaced(faster_dropout()):
         found = functional.dropout(ones, probability)
-    found.sum().backward()  # type: ignore[no-untyped-call]
-    assert ones.grad is not None
-    assert torch.equal(ones.grad, found.detach()), "the gradient is that of what was kept"
+    (slope,) = torch.autograd.grad(found.sum(), ones)
+    assert torch.equal(slope, found.detach()), "the gradient is that of what was kept"
     dropped = found.detach() == 0
     deviation = (probability * (1 - probability) / count) ** 0.5
     assert float(dropped.float().mean()) == pytest.approx(probability, abs=5 * deviation)
@@ -82,13 +82,11 @@ def test_dropout_is_looked_for_in_the_configuration() -> None:
         assert prove_shortcuts(model, None, on_targets=False, elementwise=True).dropout is has
 
 
-def test_dropout_is_the_librarys_where_training_differs_in_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
-
-    own = GPT2MLP.forward
-    monkeypatch.setattr(GPT2MLP, "forward", lambda self, x: own(self, x) * (1.5 if self.training else 1))
-    model = model_of("clm", "gpt2", **GPT2)
-    assert not prove_shortcuts(model, None, on_targets=False, elementwise=True).dropout
+def test_dropout_is_the_librarys_where_training_differs_in_more() -> None:
+    """Here layers are left out at random, which a pass without dropout does not show."""
+    for probability, same in ((0.0, True), (1.0, False)):
+        model = model_of("clm", "opt", **CAUSAL["opt"], layerdrop=probability)
+        assert prove_shortcuts(model, None, on_targets=False, elementwise=True).dropout is same
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -159,6 +157,15 @@ def test_layers_that_are_run_again_drop_the_same_again(tmp_path: Path, objective
         assert one == pytest.approx(other, abs=1e-6, rel=1e-6)
 
 
+def test_a_run_trains_in_its_own_dropout(tmp_path: Path) -> None:
+    own = tiny_run(tmp_path, "clm", name="own")
+    librarys = tiny_run(tmp_path, "clm", "train.shortcuts=none", name="librarys")
+    assert "fast dropout" in own.report()["shortcuts"]
+    losses = [[line["loss"] for line in metrics(run) if "loss" in line] for run in (own, librarys)]
+    assert losses[0] != pytest.approx(losses[1], rel=1e-4), "what is dropped differs"
+    assert losses[0] == pytest.approx(losses[1], rel=0.1)
+
+
 def test_a_resumed_run_drops_what_the_undisturbed_one_does(tmp_path: Path) -> None:
     settings = ["train.duration=10", "checkpoints={every: 5, keep: 5}"]
     whole = tiny_run(tmp_path, "mlm", *settings, name="whole")
@@ -175,9 +182,9 @@ def test_gradients_of_norms_and_rotations_are_their_gradients() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 3, 8, dtype=torch.float64, generator=generator, requires_grad=True)
     weight = torch.randn(8, dtype=torch.float64, generator=generator, requires_grad=True)
-    torch.autograd.gradcheck(lambda *inputs: RMSNorm.apply(*inputs, 1e-6), (x, weight))  # type: ignore[no-untyped-call]
+    torch.autograd.gradcheck(lambda x, weight: rms_norm(x, weight, 1e-6), (x, weight))
     angle = torch.rand(3, 4, dtype=torch.float64, generator=generator).repeat(1, 2)
-    torch.autograd.gradcheck(lambda x: Rotation.apply(x, angle.cos(), angle.sin()), (x,))  # type: ignore[no-untyped-call]
+    torch.autograd.gradcheck(lambda x: rotated(x, angle.cos(), angle.sin()), (x,))
 
 
 NORMS = {"llama", "qwen3", "gemma3_text", "olmo2", "mixtral", "mamba"}
@@ -199,25 +206,30 @@ def test_norms_and_rotations_are_replaced_where_they_give_the_same(architecture:
     assert not prove_shortcuts(model, None, on_targets=False).norms, "only where it is asked for"
 
 
-def test_a_norm_of_another_kind_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+class CentredRMSNorm(torch.nn.Module):
+    """Called and built as Llama's, and another norm."""
 
-    monkeypatch.setattr(LlamaRMSNorm, "forward", lambda self, x: self.weight * (x - x.mean(-1, keepdim=True)))
-    shortcuts = prove_shortcuts(model_of("clm", "llama", **SIZES), None, on_targets=False, elementwise=True)
+    weight: torch.Tensor
+    variance_epsilon: float
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return functional.layer_norm(states, states.shape[-1:], self.weight, eps=self.variance_epsilon)
+
+
+def test_a_norm_of_another_kind_is_left_alone() -> None:
+    model = model_of("clm", "llama", **SIZES)
+    for module in model.modules():
+        if isinstance(module, LlamaRMSNorm):
+            module.__class__ = CentredRMSNorm
+    shortcuts = prove_shortcuts(model, None, on_targets=False, elementwise=True)
     assert (shortcuts.norms, shortcuts.rotations) == (False, True)
 
 
-def test_a_rotation_of_another_kind_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    from transformers.models.llama import modeling_llama
-
-    own = modeling_llama.apply_rotary_pos_emb
-
-    def backwards(q: Any, k: Any, cos: Any, sin: Any, unsqueeze_dim: int = 1) -> Any:
-        return own(q, k, cos, -sin, unsqueeze_dim)
-
-    monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", backwards)
-    shortcuts = prove_shortcuts(model_of("clm", "llama", **SIZES), None, on_targets=False, elementwise=True)
-    assert (shortcuts.norms, shortcuts.rotations) == (True, False)
+def test_a_rotation_of_another_kind_is_left_alone() -> None:
+    """Cohere's turns neighbours, and looks the same from outside."""
+    model = model_of("clm", "cohere", **SIZES)
+    assert faster_rotations(model)
+    assert not prove_shortcuts(model, None, on_targets=False, elementwise=True).rotations
 
 
 def test_outside_a_pass_everything_is_the_librarys_own() -> None:

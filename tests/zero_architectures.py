@@ -5,7 +5,6 @@ Prints for each the differences of the loss, of the gradients, relative to the l
 
 import json
 import sys
-from dataclasses import replace
 from typing import Any
 
 from architectures import ARCHITECTURES, CAUSAL, MASKED, recipe_for, tokenizer_for
@@ -19,7 +18,7 @@ from hfpretrain.modeling.proof import prove_shortcuts
 from hfpretrain.recipe import Parallel
 from hfpretrain.training.optimizer import build_optimizers
 from hfpretrain.training.session import open_accelerator
-from hfpretrain.training.zero import can_fuse, open_zero
+from hfpretrain.training.zero import fitting, open_zero
 
 WAYS: tuple[tuple[int, Precision], ...] = ((1, "fp32"), (2, "fp32"), (3, "fp32"), (3, "bf16"))
 
@@ -33,7 +32,7 @@ def stepped_by_zero(
     how = prove_document_masking(model, objective)
     shortcuts = prove_shortcuts(model, how, on_targets=objective == "mlm")
     parallel = Parallel(strategy="deepspeed", zero_stage=stage)
-    loss = Loss(model, how, replace(shortcuts, fused=shortcuts.fused and can_fuse(model, parallel)))
+    loss = Loss(model, how, fitting(shortcuts, model, parallel))
     (optimizer,) = build_optimizers(model, recipe.optimizer, lr=1e-3)
     zero = open_zero(model, loss, optimizer, accelerator.device, parallel, precision)
     each = ROWS // accelerator.num_processes

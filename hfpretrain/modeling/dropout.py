@@ -4,8 +4,7 @@ PyTorch draws a CPU's random numbers one after the other, some 8 ns for each ele
 the time of a small BERT. Here 16 bits of numpy's SFC64 decide about an element, 0.5 ns.
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 _OF_OTHER_HEADS = ("summary_", "classifier_")
-
+"""How settings begin that are of heads which a language model has not."""
 LEVELS = 2**16
 """A probability is a multiple of one of so many: 0.1 is 0.100006. What is kept is scaled by just that."""
 _PLAIN_DROPOUT, _PLAIN_ATTENTION = functional.dropout, functional.scaled_dot_product_attention
@@ -42,7 +41,7 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
     dropped = round(p * LEVELS)
     if not training or isinstance(input, DTensor) or not input.numel() or not 0 < dropped < LEVELS:
         return _PLAIN_DROPOUT(input, p, training, inplace)
-    kept = _kept(input, dropped)
+    kept = kept_or_dropped(input, dropped)
     return input.mul_(kept) if inplace else input * kept
 
 
@@ -83,18 +82,12 @@ def attention(
     return dropout(weights, dropout_p) @ value
 
 
-@contextmanager
-def nothing_dropped() -> Iterator[None]:
-    """Inside, what is drawn here happens to keep everything: for a proof that nothing else is different."""
-    drawn = globals()["_kept"]
-    globals()["_kept"] = lambda like, dropped: torch.ones_like(like)
-    try:
-        yield
-    finally:
-        globals()["_kept"] = drawn
+def keep_all(like: Tensor, dropped: int) -> Tensor:
+    """As `kept_or_dropped` where it happens to drop nothing, for a proof that nothing else is different."""
+    return torch.ones_like(like)
 
 
-def _kept(like: Tensor, dropped: int) -> Tensor:
+def kept_or_dropped(like: Tensor, dropped: int) -> Tensor:
     """What to multiply with: 0 with a probability of `dropped` out of LEVELS, and what makes the mean 1 otherwise."""
     seed = int(torch.randint(2**63 - 1, ()))
     bits = torch.from_numpy(np.random.SFC64(seed).random_raw(-(-like.numel() // 4)))

@@ -26,7 +26,6 @@ class LastLayer:
     def __init__(self, model: PreTrainedModel) -> None:
         self._places: Tensor | None = None
         self._shape = torch.Size()
-        self._active = False
         self.done = False
         """Whether the layer has run, and given the targets' states; a layer may be left out at random."""
         self._whole: Tensor | None = None
@@ -46,14 +45,11 @@ class LastLayer:
 
     def begin(self, places: Tensor, shape: torch.Size) -> None:
         """Before a pass: the targets' places in the flattened positions, int64 [targets], and the shape of those."""
-        self._places, self._shape = places, shape
-        self._active, self.done = True, False
-        self._whole = self._cut = None
+        self._places, self._shape, self.done = places, shape, False
 
     def end(self) -> None:
-        """After a pass."""
-        self._active = False
-        self._whole = self._cut = None
+        """After a pass, also one that failed."""
+        self._places = self._whole = self._cut = None
 
     def close(self) -> None:
         for hook in self._hooks:
@@ -61,13 +57,12 @@ class LastLayer:
 
     def _enter(self, layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
         """Lets the layer's own sums see targets only."""
-        if not self._active:
+        if self._places is None:
             return None
         states = next((each for each in (*inputs, *named.values()) if isinstance(each, Tensor)), None)
         if states is None or states.shape[:2] != self._shape:  # padded inside, say
             return None
-        self._whole = states
-        self._cut = self._at_targets(self._whole)
+        self._whole, self._cut = states, self._at_targets(states)
         return _replaced(inputs, named, self._whole, self._cut)
 
     def _give_whole(self, child: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
@@ -77,11 +72,10 @@ class LastLayer:
     def _leave_before(self, behind: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
         if self._whole is None:
             return None
-        shape = self._whole.shape[:2]
         self._left()
 
         def cut(value: Any) -> Any:
-            return self._at_targets(value) if isinstance(value, Tensor) and value.shape[:2] == shape else value
+            return self._at_targets(value) if isinstance(value, Tensor) and value.shape[:2] == self._shape else value
 
         return tuple(map(cut, inputs)), {name: cut(value) for name, value in named.items()}
 

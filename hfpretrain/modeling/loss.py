@@ -8,6 +8,7 @@ plain way is taken.
 """
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -126,10 +127,10 @@ class Loss:
         """The sum over targets, float32 []."""
         _, labels, logits, taken = self._forward(model, batch)
         if taken is not None:
-            weight, bias = (_plain(getattr(self.output, name, None)) for name in ("weight", "bias"))
+            weight, bias = _plain(self.output.weight), getattr(self.output, "bias", None)
+            bias = None if bias is None else _plain(bias)
             learns = torch.is_grad_enabled()
-            total: Tensor = FusedCrossEntropy.apply(taken, weight, bias, labels, learns, self.z_loss)  # type: ignore[no-untyped-call]
-            return total
+            return fused_cross_entropy(taken, weight, bias, labels, learns, self.z_loss)
         total = nn.functional.cross_entropy(logits.float(), labels, reduction="sum", ignore_index=IGNORED)
         if self.z_loss and torch.is_grad_enabled():
             more = self.z_loss * (logits.float().logsumexp(-1).square() * (labels != IGNORED)).sum()
@@ -225,7 +226,8 @@ class FusedCrossEntropy(torch.autograd.Function):
                 place = wanted.clamp(min=0)
                 logits = _logits(chunk, matrix, bias, out=room[: len(chunk)])
                 right = logits.gather(1, place).float() if z_loss else 0
-                if type(logits) is Tensor and kind == "cpu" and dtype == torch.float32:
+                numbers = type(logits) is Tensor  # and not shapes alone, of which nothing can be asked
+                if numbers and kind == "cpu" and dtype == torch.float32:
                     slopes = torch.softmax(logits, -1, out=logits)  # fewer passes over memory than by way of logs
                     nats = -slopes.gather(1, place).log()
                     if (far := nats[:, 0] > CERTAIN_NATS).any():  # its probability is hardly a number any more
@@ -261,6 +263,9 @@ class FusedCrossEntropy(torch.autograd.Function):
         return (*scaled, None, None, None)
 
 
+fused_cross_entropy: Callable[[Tensor, Tensor, Tensor | None, Tensor, bool, float], Tensor] = FusedCrossEntropy.apply
+
+
 def _logits(states: Tensor, matrix: Tensor, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
     logits = torch.mm(states, matrix.T, out=out)
     return logits if bias is None else logits.add_(bias)
@@ -281,7 +286,7 @@ def _scored(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return nats, logits.topk(min(BEST, logits.shape[1])).indices
 
 
-def _plain(weight: Tensor | None) -> Tensor | None:
+def _plain(weight: Tensor) -> Tensor:
     """A weight as a plain tensor: with tensor parallelism it is one of the group's, and whole on each process."""
     return weight.to_local() if isinstance(weight, DTensor) else weight
 

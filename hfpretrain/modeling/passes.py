@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from hfpretrain.modeling.dropout import faster_dropout
+from hfpretrain.modeling import dropout
 from hfpretrain.modeling.elementwise import faster_norms, faster_rotations
 from hfpretrain.modeling.loss import Shortcuts
 
@@ -32,7 +32,12 @@ class Replaced(AbstractContextManager[None]):
 
 def faster_passes(model: PreTrainedModel, shortcuts: Shortcuts) -> Replaced:
     """What stands in for the model's dropout, norms and rotations, as far as that is proven."""
-    dropout = faster_dropout() if shortcuts.dropout else []
+    drops = dropout.faster_dropout() if shortcuts.dropout else []
     norms = faster_norms(model) if shortcuts.norms else []
     rotations = faster_rotations(model) if shortcuts.rotations else []
-    return Replaced(dropout + norms + rotations)
+    return Replaced(drops + norms + rotations)
+
+
+def nothing_dropped() -> Replaced:
+    """Inside, our dropout happens to keep everything."""
+    return Replaced([(dropout, "kept_or_dropped", dropout.keep_all)])

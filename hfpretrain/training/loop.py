@@ -131,7 +131,8 @@ def run_loop(session: Session, at: Progress, checkpoint: Path | None, request: S
     done = plan.done(at.step, at.seconds)
     request.training_begins()
     wait_less(accelerator)
-    if freezes := gc.get_freeze_count() == 0:
+    freezes = gc.get_freeze_count() == 0  # what others have frozen stays so
+    if freezes:
         # Imports leave hundreds of thousands of objects; looking through them for garbage takes 0.2 s each time.
         gc.collect(1)
         gc.freeze()

@@ -49,7 +49,7 @@ from hfpretrain.training.micro_batch import choose_micro_batch_size
 from hfpretrain.training.optimizer import build_optimizers
 from hfpretrain.training.schedule import Plan
 from hfpretrain.training.sharding import shard_proven
-from hfpretrain.training.zero import can_fuse, computes_in_half
+from hfpretrain.training.zero import computes_in_half, fitting
 from hfpretrain.training.zero_library import tell_device
 
 log = logging.getLogger(__name__)
@@ -134,17 +134,18 @@ def prepare_session(recipe: Recipe, run: Run, accelerator: Accelerator, checkpoi
     by_hand = recipe.train.shortcuts == "auto" and accelerator.device.type == "cpu" and not compiled
     shortcuts = choose_shortcuts(recipe, model, how, collator, by_hand=by_hand)
     checkpointing = activation_checkpointing(recipe, model, accelerator.device, accelerator.num_processes)
-    gathered = strategy == "deepspeed" and recipe.parallel.zero_stage == 3  # its hooks hand on other tensors
-    if checkpointing or gathered:  # and when layers run again, it is no longer known which positions are targets
+    if checkpointing:  # when layers run again, it is no longer known which positions are targets
         shortcuts = replace(shortcuts, last_layer=False)
     if precision != "fp32":  # what is turned is not in float32, and in shares of the weights nothing is
         shortcuts = replace(shortcuts, norms=shortcuts.norms and not sharded, rotations=False)
     if recipe.parallel.tensor > 1:  # norms have a forward of their own there
         shortcuts = replace(shortcuts, norms=False)
+    if strategy == "deepspeed":
+        proven, shortcuts = shortcuts, fitting(shortcuts, model, recipe.parallel)
+        if proven.fused and not shortcuts.fused:
+            said = "logits are kept whole, as its head is of several parts and zero_stage 3"
+            log.info("%s: %s", model.config.model_type, said)
     passes = faster_passes(model, shortcuts) if by_hand else nullcontext()  # before weights are shared out
-    if strategy == "deepspeed" and shortcuts.fused and not can_fuse(model, recipe.parallel):
-        shortcuts = replace(shortcuts, fused=False)
-        log.info("%s: logits are kept whole, as its head is of several parts and zero_stage 3", model.config.model_type)
     loss = Loss(model, how, shortcuts, recipe.train.z_loss)
     evaluator = prepare_evaluator(recipe, tokenizer, model, loss, accelerator, batches=batches, collator=collator)
     if accelerator.device.type == "cuda":  # TF32 for what autocast leaves in float32
@@ -352,13 +353,14 @@ def choose_shortcuts(
         log.info("%s: the head runs on every token, as it is not proven to give the same on the targets alone", name)
     if not shortcuts.fused:
         log.info("%s: logits are kept whole, as the fused cross-entropy is not proven to give the same", name)
-    plain = [*(["last layer"] if shortcuts.on_targets and not shortcuts.last_layer else [])]
-    if by_hand:
-        plain += ["dropout"] if drops(model) and not shortcuts.dropout else []
-        plain += ["norms"] if faster_norms(model) and not shortcuts.norms else []
-        plain += ["rotary positions"] if faster_rotations(model) and not shortcuts.rotations else []
-    if plain:
-        log.info("%s: plain %s, as no faster way is proven to give the same", name, ", ".join(plain))
+    plain = {
+        "last layer": shortcuts.on_targets and not shortcuts.last_layer,
+        "dropout": by_hand and not shortcuts.dropout and drops(model),
+        "norms": by_hand and not shortcuts.norms and faster_norms(model),
+        "rotary positions": by_hand and not shortcuts.rotations and faster_rotations(model),
+    }
+    if said := ", ".join(part for part, is_plain in plain.items() if is_plain):
+        log.info("%s: plain %s, as no faster way is proven to give the same", name, said)
     return shortcuts
 
 

@@ -12,7 +12,7 @@ gradients`, `_hp_mapping` and `grad_position` of its optimizers, and how they br
 import contextlib
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 
 from hfpretrain.errors import RecipeError
 from hfpretrain.hardware import Precision
-from hfpretrain.modeling.loss import Loss
+from hfpretrain.modeling.loss import Loss, Shortcuts
 from hfpretrain.modeling.parameters import SHARED, count_parameters, layers_of
 from hfpretrain.recipe import Parallel
 from hfpretrain.training.zero_library import imported, quiet
@@ -42,13 +42,17 @@ def computes_in_half(settings: Parallel, precision: Precision) -> bool:
     return precision == "bf16" and settings.zero_stage > 1
 
 
-def can_fuse(model: PreTrainedModel, settings: Parallel) -> bool:
-    """Whether the fused cross-entropy goes with the stage.
+def fitting(shortcuts: Shortcuts, model: PreTrainedModel, settings: Parallel) -> Shortcuts:
+    """Those of the shortcuts that go with the stage.
 
     Stage 3 gathers by the passes through a model's parts, and loses count where a part is run whose output nobody looks
     at: as a head is, that holds the output embedding and more, when only what goes into that embedding is looked at.
+    What it hands on to the parts of a layer are other tensors, in which those at targets cannot be known again.
     """
-    return settings.zero_stage < 3 or model.get_output_embeddings() in model.children()
+    if settings.zero_stage < 3:
+        return shortcuts
+    fused = shortcuts.fused and model.get_output_embeddings() in model.children()
+    return replace(shortcuts, fused=fused, last_layer=False)
 
 
 @dataclass(frozen=True)
