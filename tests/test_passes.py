@@ -294,6 +294,14 @@ def test_a_feed_forward_part_that_wants_chunks_of_one_size_gets_all_positions() 
     assert not shortcuts.last_layer
 
 
+def test_a_model_that_pads_inside_proves_nothing() -> None:
+    """Longformer fills up to its window, so that in a proof of a few tokens no layer sees the places of the targets."""
+    config = SIZES | {"attention_window": 32, "max_position_embeddings": 66}
+    shortcuts = prove_shortcuts(model_of("mlm", "longformer", **config), None, on_targets=True)
+    assert shortcuts.on_targets
+    assert not shortcuts.last_layer
+
+
 def test_albert_runs_one_layer_many_times_on_all_positions() -> None:
     assert not prove_shortcuts(model_of("mlm", "albert", **SIZES), None, on_targets=True).last_layer
 

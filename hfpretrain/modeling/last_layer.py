@@ -27,7 +27,7 @@ class LastLayer:
         self._places: Tensor | None = None
         self._shape = torch.Size()
         self.done = False
-        """Whether the layer has run, and given the targets' states; a layer may be left out at random."""
+        """Whether the layer has run in the latest pass and given the targets' states; it may be left out at random."""
         self._whole: Tensor | None = None
         self._cut: Tensor | None = None
         layers = layers_of(model.base_model)

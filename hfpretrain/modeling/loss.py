@@ -102,6 +102,10 @@ class Loss:
         if self._layer is not None:
             self._layer.close()
 
+    def has_cut(self) -> bool:
+        """Whether the latest pass ran the last layer on targets only; where a model pads inside, say, it does not."""
+        return self._layer is not None and self._layer.done
+
     def without_last_layer(self) -> None:
         """From now on the last layer runs on all positions."""
         if self._layer is not None:
@@ -173,7 +177,7 @@ class Loss:
 
     def _keep_targets(self, module: nn.Module, inputs: Any, output: Any) -> Any:
         """Leaves only the hidden states at targets, as one row: [1, targets, width]."""
-        if self._kept is None or (self._layer is not None and self._layer.done):
+        if self._kept is None or self.has_cut():
             return output
         kept = output[0].flatten(0, 1)[self._kept][None]
         if isinstance(output, tuple):

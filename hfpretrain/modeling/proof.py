@@ -108,7 +108,8 @@ def _tried(
     try:
         model.train(shortcuts.dropout)
         with nothing_dropped(), faster_passes(model, shortcuts), closing(Loss(model, how, shortcuts, z_loss)) as loss:
-            return _loss_and_gradients(model, loss, batch)
+            outcome = _loss_and_gradients(model, loss, batch)
+            return outcome if loss.has_cut() == shortcuts.last_layer else None
     except Exception:
         return None  # the model is built in another way
     finally:
